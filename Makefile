@@ -1,0 +1,47 @@
+# Everything a developer or a user types. `make` builds, lints and tests; `make help` lists the rest.
+
+SHELL := /bin/bash
+GO ?= go
+# The race detector needs a C compiler; without one the tests still run.
+RACE ?= $(shell command -v gcc >/dev/null 2>&1 && echo -race)
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X github.com/heddle-mesh/heddle/internal/life.version=$(VERSION)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+
+.PHONY: all help build test test-root lint demo bench fuzz clean
+
+all: build lint test ## build, lint and test
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build bin/heddle, bin/heddled, bin/heddle-proxy and the demo services
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/... ./examples/...
+
+test: ## run all tests that need nothing but Go and this checkout
+	$(GO) test $(RACE) ./...
+
+test-root: build ## run the tests that need root: namespaces, redirection, the local mesh
+	$(GO) test $(RACE) -count=1 -p 1 -timeout 15m -tags heddle_root ./internal/redirect/... ./internal/lab/... ./test/...
+
+lint: ## check format, vet and staticcheck
+	@out=$$(gofmt -l cmd internal test bench examples api 2>/dev/null); if [ -n "$$out" ]; then echo "not gofmt-ed:"; echo "$$out"; exit 1; fi
+	$(GO) vet -tags heddle_root ./...
+	$(GO) run $(STATICCHECK) -tags heddle_root ./...
+
+demo: build ## run the bookstore mesh on this machine; Ctrl-C ends it
+	@PATH="$(CURDIR)/bin:$$PATH" bin/heddle up examples/bookstore
+
+bench: ## run the benchmarks; compare with benchstat
+	$(GO) test -run '^$$' -bench . -benchmem ./bench/... ./internal/...
+
+FUZZTIME ?= 20s
+fuzz: ## run every fuzz target for FUZZTIME each
+	@set -e; for pkg in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; done
+
+clean: ## remove what build made
+	rm -rf bin bench/out

@@ -1,0 +1,397 @@
+// Package echo is the program that mesh tests run in their pods: servers that
+// say who answered and what they were asked, and clients that print what they
+// got. It knows nothing of the mesh. The same code runs as a real process and
+// over a simulated network.
+package echo
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Reply is what an HTTP echo server answers, as JSON.
+type Reply struct {
+	Pod    string            `json:"pod"`
+	Method string            `json:"method"`
+	Host   string            `json:"host"`
+	Path   string            `json:"path"` // with query
+	Proto  string            `json:"proto"`
+	Header map[string]string `json:"header"` // lower-case names, values joined by ","
+	Bytes  int64             `json:"bytes"`  // of the request body
+}
+
+// Result is what a client saw of one request or connection.
+type Result struct {
+	Status int               `json:"status,omitempty"`
+	Header map[string]string `json:"header,omitempty"`
+	Reply  *Reply            `json:"reply,omitempty"` // if an echo server answered
+	Body   string            `json:"body,omitempty"`  // otherwise, or for TCP
+	Bytes  int64             `json:"bytes"`
+	Error  string            `json:"error,omitempty"` // "refused", "reset", "eof", "timeout", or the text
+}
+
+// Server answers on some ports until its context ends.
+type Server struct {
+	Pod    string
+	Ports  []string // "http:8080", "tcp:9000", "greet:5432": the last speaks first
+	Listen func(ctx context.Context, port uint16) (net.Listener, error)
+}
+
+// Run serves until ctx ends or a listener fails.
+func (s Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	errs := make(chan error, len(s.Ports))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, p := range s.Ports {
+		kind, number, ok := strings.Cut(p, ":")
+		port, err := strconv.ParseUint(number, 10, 16)
+		if !ok || err != nil {
+			return fmt.Errorf("echo: port %q is not of the form kind:number", p)
+		}
+		serve, ok := map[string]func(context.Context, net.Listener) error{
+			"http": s.serveHTTP, "tcp": s.serveTCP, "greet": s.serveTCP,
+		}[kind]
+		if !ok {
+			return fmt.Errorf("echo: port %q: %s is none of http, tcp, greet", p, kind)
+		}
+		l, err := s.Listen(ctx, uint16(port))
+		if err != nil {
+			return err
+		}
+		if kind == "greet" {
+			l = greeting{l, s.Pod}
+		}
+		stop := context.AfterFunc(ctx, func() { l.Close() })
+		defer stop()
+		wg.Go(func() { errs <- serve(ctx, l) })
+	}
+	select {
+	case <-ctx.Done():
+		cancel()
+		return nil
+	case err := <-errs:
+		cancel()
+		return err
+	}
+}
+
+// serveHTTP answers every request with a Reply. Headers of the request change
+// the answer: x-echo-status, x-echo-delay (a duration), x-echo-size (bytes of
+// body instead of the Reply), x-echo-close (drops the connection).
+func (s Server) serveHTTP(ctx context.Context, l net.Listener) error {
+	srv := &http.Server{BaseContext: func(net.Listener) context.Context { return ctx }}
+	srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err != nil {
+			return
+		}
+		if d, err := time.ParseDuration(r.Header.Get("x-echo-delay")); err == nil {
+			select {
+			case <-time.After(d):
+			case <-r.Context().Done():
+				return
+			}
+		}
+		if r.Header.Get("x-echo-close") != "" {
+			panic(http.ErrAbortHandler)
+		}
+		w.Header().Set("x-echo-pod", s.Pod)
+		status := http.StatusOK
+		if v, err := strconv.Atoi(r.Header.Get("x-echo-status")); err == nil {
+			status = v
+		}
+		if size, err := strconv.ParseInt(r.Header.Get("x-echo-size"), 10, 64); err == nil {
+			w.WriteHeader(status)
+			io.CopyN(w, zeros{}, size)
+			return
+		}
+		w.Header().Set("content-type", "application/json")
+		w.WriteHeader(status)
+		json.NewEncoder(w).Encode(Reply{
+			Pod: s.Pod, Method: r.Method, Host: r.Host, Path: r.URL.RequestURI(), Proto: r.Proto,
+			Header: flat(r.Header), Bytes: n,
+		})
+	})
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// serveTCP sends back each line with the pod's name before it; at end of input
+// it says how many bytes came and closes, so half-close is seen to work.
+func (s Server) serveTCP(ctx context.Context, l net.Listener) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return err
+		}
+		wg.Go(func() {
+			defer c.Close()
+			stop := context.AfterFunc(ctx, func() { c.Close() })
+			defer stop()
+			var n int64
+			for r := bufio.NewReaderSize(c, 64<<10); ; {
+				line, err := r.ReadString('\n')
+				n += int64(len(line))
+				if line != "" && len(line) < 1<<10 {
+					fmt.Fprintf(c, "%s: %s\n", s.Pod, strings.TrimSuffix(line, "\n"))
+				}
+				if err == io.EOF {
+					fmt.Fprintf(c, "%s: %d bytes\n", s.Pod, n)
+				}
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+}
+
+// greeting is a listener whose connections begin with a line from the server.
+type greeting struct {
+	net.Listener
+	pod string
+}
+
+func (g greeting) Accept() (net.Conn, error) {
+	c, err := g.Listener.Accept()
+	if err == nil {
+		fmt.Fprintf(c, "%s: welcome\n", g.pod)
+	}
+	return c, err
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+func flat(h http.Header) map[string]string {
+	m := make(map[string]string, len(h))
+	for k, v := range h {
+		m[strings.ToLower(k)] = strings.Join(v, ",")
+	}
+	return m
+}
+
+// Client asks echo servers, over any network.
+type Client struct {
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+}
+
+// Get describes HTTP requests to send.
+type Get struct {
+	URL       string
+	Method    string
+	Header    []string // "name: value"
+	Size      int64    // bytes of request body
+	Count     int
+	Parallel  int
+	RPS       int           // 0: as fast as it goes
+	For       time.Duration // with RPS: how long, instead of Count
+	NoReuse   bool
+	Timeout   time.Duration
+	KeepBytes bool // keep bodies that are no Reply
+}
+
+// HTTP sends the requests and calls each for every Result, one at a time.
+func (c Client) HTTP(ctx context.Context, g Get, each func(Result)) {
+	if g.Timeout == 0 {
+		g.Timeout = 10 * time.Second
+	}
+	tr := &http.Transport{DialContext: c.Dial, DisableKeepAlives: g.NoReuse, MaxIdleConnsPerHost: 256, DisableCompression: true}
+	defer tr.CloseIdleConnections()
+	hc := &http.Client{Transport: tr, Timeout: g.Timeout,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	var mu sync.Mutex
+	one := func() {
+		r := c.one(ctx, hc, g)
+		mu.Lock()
+		defer mu.Unlock()
+		each(r)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if g.RPS > 0 {
+		tick := time.NewTicker(time.Second / time.Duration(g.RPS))
+		defer tick.Stop()
+		end := make(<-chan time.Time)
+		if g.For > 0 {
+			end = time.After(g.For)
+		}
+		for n := 0; g.For > 0 || g.Count == 0 || n < g.Count; n++ {
+			select {
+			case <-tick.C:
+				wg.Go(one)
+			case <-end:
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+		return
+	}
+	work := make(chan struct{})
+	for range max(1, g.Parallel) {
+		wg.Go(func() {
+			for range work {
+				one()
+			}
+		})
+	}
+	for range max(1, g.Count) {
+		work <- struct{}{}
+	}
+	close(work)
+}
+
+func (c Client) one(ctx context.Context, hc *http.Client, g Get) Result {
+	var body io.Reader
+	if g.Size > 0 {
+		body = io.LimitReader(zeros{}, g.Size)
+	}
+	// A request that was begun ends in its own time, so that a caller that stops
+	// sending does not count as a failure.
+	req, err := http.NewRequestWithContext(context.WithoutCancel(ctx), g.Method, g.URL, body)
+	if err != nil {
+		return Result{Error: err.Error()}
+	}
+	req.ContentLength = g.Size
+	for _, h := range g.Header {
+		name, value, _ := strings.Cut(h, ":")
+		value = strings.TrimSpace(value)
+		if strings.EqualFold(name, "host") {
+			req.Host = value
+			continue
+		}
+		req.Header.Add(name, value)
+	}
+	resp, err := hc.Do(req)
+	if err != nil {
+		return Result{Error: reason(err)}
+	}
+	defer resp.Body.Close()
+	r := Result{Status: resp.StatusCode, Header: flat(resp.Header)}
+	if resp.Header.Get("x-echo-pod") != "" && strings.HasPrefix(resp.Header.Get("content-type"), "application/json") {
+		r.Reply = new(Reply)
+		if err := json.NewDecoder(resp.Body).Decode(r.Reply); err != nil {
+			r.Error = reason(err)
+		}
+		return r
+	}
+	if g.KeepBytes {
+		b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+		r.Body, r.Bytes = string(b), int64(len(b))
+		if err != nil {
+			r.Error = reason(err)
+		}
+		return r
+	}
+	if r.Bytes, err = io.Copy(io.Discard, resp.Body); err != nil {
+		r.Error = reason(err)
+	}
+	return r
+}
+
+// TCP dials addr, sends each line, half-closes and reads to the end.
+func (c Client) TCP(ctx context.Context, addr string, lines []string, size int64, timeout time.Duration) Result {
+	if timeout == 0 {
+		timeout = 10 * time.Second
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	conn, err := c.Dial(ctx, "tcp", addr)
+	if err != nil {
+		return Result{Error: reason(err)}
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(timeout))
+	sent := make(chan struct{})
+	go func() {
+		defer close(sent)
+		for _, l := range lines {
+			fmt.Fprintln(conn, l)
+		}
+		if size > 0 {
+			io.CopyN(conn, zeros{}, size)
+		}
+		if h, ok := conn.(interface{ CloseWrite() error }); ok {
+			h.CloseWrite()
+		}
+	}()
+	b, err := io.ReadAll(conn)
+	if err != nil {
+		conn.Close()
+	}
+	<-sent
+	r := Result{Body: string(b), Bytes: int64(len(b))}
+	switch {
+	case err != nil:
+		r.Error = reason(err)
+	case len(b) == 0:
+		r.Error = "eof"
+	}
+	return r
+}
+
+// reason names what went wrong in a word where there is one.
+func reason(err error) string {
+	var t interface{ Timeout() bool }
+	var dns *net.DNSError
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "refused"
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return "reset"
+	case errors.As(err, &dns):
+		return "no such host"
+	case errors.As(err, &t) && t.Timeout(), errors.Is(err, os.ErrDeadlineExceeded):
+		return "timeout"
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return "eof"
+	}
+	return err.Error()
+}
+
+// Principal returns the client's SPIFFE id as the mesh told the server in
+// x-forwarded-client-cert, "" if it did not.
+func (r *Reply) Principal() string {
+	for _, part := range strings.FieldsFunc(r.Header["x-forwarded-client-cert"], func(c rune) bool { return c == ';' || c == ',' }) {
+		if uri, ok := strings.CutPrefix(part, "URI="); ok {
+			return uri
+		}
+	}
+	return ""
+}
+
+// Names returns the header names in order, for messages.
+func (r *Reply) Names() []string {
+	names := make([]string, 0, len(r.Header))
+	for n := range r.Header {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	return names
+}

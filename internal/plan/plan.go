@@ -1,0 +1,426 @@
+// Package plan is the intermediate form between what an operator wrote and what
+// goes over the wire: listeners, filter chains, routes, clusters and endpoints,
+// with neither protobuf nor Kubernetes in it.
+//
+// The control plane's compile step makes a [Plan] from a view of the world and
+// encode turns it into Envoy's xDS v3 messages. The proxy walks the same road
+// back: decode makes the values of this package from xDS messages, and a
+// snapshot indexes them. So decode(encode(p)) = p, which a test holds to.
+//
+// Values are plain data. Whoever makes one may change it until it is handed on;
+// after that nobody does. Slices are in a deterministic order chosen by the
+// compile step, so that equal input gives equal plans, bytes and versions.
+//
+// Names follow Istio's, because users and tools read them: see the comments on
+// the Name fields.
+package plan
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Plan is everything one class of proxy is told, apart from endpoints, which
+// take the short road past the compile step.
+type Plan struct {
+	Listeners []*Listener
+	Routes    []*RouteConfig
+	Clusters  []*Cluster
+	Names     *NameTable // nil for proxies without DNS capture
+}
+
+// Direction says on which side of its workload a listener stands.
+type Direction uint8
+
+const (
+	Outbound Direction = iota // the workload calls
+	Inbound                   // the workload is called
+	Edge                      // a gateway: traffic enters the mesh here
+)
+
+// Listener accepts connections, or takes them over from a listener that does.
+type Listener struct {
+	// Name is "virtualOutbound", "virtualInbound", "0.0.0.0_9080",
+	// "10.96.0.7_5432", or "NAME.NS.svc…:PORT" for a proxyless gRPC client.
+	Name      string
+	Address   netip.AddrPort
+	Direction Direction
+	// Bound is true if the proxy opens a socket for it. An unbound listener
+	// receives connections whose original destination it matches best: first by
+	// address and port, then by port, from a bound one that has UseOriginalDst.
+	Bound          bool
+	UseOriginalDst bool
+	// Inspect says what is peeked from the connection's first bytes before a
+	// filter chain is chosen.
+	Inspect Inspect
+	// Chains are the candidates; the most specific match wins, compared field by
+	// field in the order of ChainMatch, as Envoy does.
+	Chains  []*FilterChain
+	Default *FilterChain // when no chain matches; nil closes the connection
+	// API is set instead of chains for a proxyless gRPC client's listener.
+	API *HTTPChain
+}
+
+// Inspect configures the look at a connection's first bytes.
+type Inspect struct {
+	TLS  bool // SNI and ALPN of a ClientHello
+	HTTP bool // HTTP/1.x request line, or the HTTP/2 preface
+	// Timeout after which inspection ends with what is known, so that a protocol
+	// in which the server speaks first is never held up. 0 waits forever.
+	Timeout time.Duration
+	// SkipPorts are original destination ports on which neither look is taken.
+	SkipPorts []uint16
+	// SkipHTTPPorts are those on which only the HTTP look is not taken.
+	SkipHTTPPorts []uint16
+}
+
+// FilterChain says how a matching connection is treated.
+type FilterChain struct {
+	Name  string
+	Match ChainMatch
+	TLS   *ServerTLS // nil: bytes are handled as they come
+	// Exactly one of HTTP and TCP is set.
+	HTTP *HTTPChain
+	TCP  *TCPChain
+}
+
+// Transport is what the TLS inspector found.
+type Transport uint8
+
+const (
+	AnyTransport Transport = iota
+	RawBuffer
+	TLSTransport
+)
+
+// ChainMatch holds the conditions of a chain; a zero field matches anything.
+// Source: Envoy, config.listener.v3.FilterChainMatch.
+type ChainMatch struct {
+	DestinationPort uint16
+	Prefixes        []netip.Prefix // of the original destination address
+	ServerNames     []string       // SNI: exact, or "*.example.com"
+	Transport       Transport
+	ALPN            []string // from the ClientHello; "http/1.1" and "h2c" from the HTTP look
+}
+
+// ServerTLS terminates TLS on the accepting side.
+type ServerTLS struct {
+	// Certificate and Roots are secret names: "default" and "ROOTCA" are the
+	// workload's own identity.
+	Certificate string
+	Roots       string // "" accepts clients without certificate
+	RequireCert bool
+	ALPN        []string
+	// TrustDomains a client's SPIFFE id must belong to; empty accepts any that
+	// the roots sign for.
+	TrustDomains []string
+}
+
+// HTTPChain handles a connection as HTTP.
+type HTTPChain struct {
+	StatPrefix string
+	// RouteName names the RouteConfig to ask for; Inline is used if it is empty.
+	RouteName string
+	Inline    *RouteConfig
+	// ForwardClientCert is how x-forwarded-client-cert is treated.
+	ForwardClientCert ClientCertMode
+	// UseRemoteAddress trusts the connection's source address, not the
+	// x-forwarded-for header, as the client's: true at the edge.
+	UseRemoteAddress bool
+	// AccessLog is the file, "" for none; "/dev/stdout" is the usual.
+	AccessLog string
+	// Metrics turns Istio's standard metrics on.
+	Metrics bool
+}
+
+// ClientCertMode is how x-forwarded-client-cert is treated; names as Envoy's.
+type ClientCertMode uint8
+
+const (
+	SanitizeClientCert ClientCertMode = iota
+	ForwardOnlyClientCert
+	AppendForwardClientCert
+	SanitizeSetClientCert
+	AlwaysForwardOnlyClientCert
+)
+
+// TCPChain handles a connection as bytes.
+type TCPChain struct {
+	StatPrefix  string
+	Clusters    []WeightedCluster
+	IdleTimeout time.Duration // 0: Envoy's default of 1 h
+	AccessLog   string
+	Metrics     bool
+	// PeerExchange asks for Istio's metadata exchange when the ALPN
+	// "istio-peer-exchange" was agreed on.
+	PeerExchange bool
+}
+
+// WeightedCluster is one share of a split. Weights are relative; a single
+// entry gets everything whatever its weight, an entry with 0 among several
+// nothing.
+type WeightedCluster struct {
+	Cluster string
+	Weight  uint32
+}
+
+// RouteConfig maps authority, path and more to an action.
+type RouteConfig struct {
+	// Name is "9080", "reviews.default.svc.cluster.local:9080", "http.8080",
+	// "inbound|9080||".
+	Name  string
+	Hosts []*VirtualHost
+	// IgnorePort compares the authority without its port.
+	IgnorePort bool
+}
+
+// VirtualHost groups the routes of some authorities. Domains are exact names,
+// "*.suffix", "prefix.*" or "*"; exact beats suffix (longest first) beats prefix
+// (longest first) beats "*".
+type VirtualHost struct {
+	// Name is "reviews.default.svc.cluster.local:9080", "allow_any", "block_all",
+	// "blackhole:8080".
+	Name    string
+	Domains []string
+	Routes  []*Route // first match wins
+}
+
+// Route is one rule. Exactly one of Clusters, Redirect and Direct acts;
+// NonForwarding routes are for proxyless gRPC servers.
+type Route struct {
+	Name  string
+	Match RouteMatch
+
+	Clusters []WeightedCluster
+	Direct   *DirectResponse
+	Redirect *Redirect
+
+	// Timeout of the whole request; 0 none.
+	Timeout time.Duration
+	Retry   *Retry
+	// PrefixRewrite replaces what Match.Path matched; HostRewrite the authority.
+	PrefixRewrite string
+	HostRewrite   string
+	// Origin is the config object behind the rule,
+	// "/apis/networking.istio.io/v1/namespaces/NS/virtual-service/NAME"; tools
+	// show it.
+	Origin string
+	// Decorator is the operation name for traces: "host:port/*".
+	Decorator string
+}
+
+// RouteMatch holds all conditions of a route; all must hold.
+type RouteMatch struct {
+	Path       PathMatch
+	IgnoreCase bool // of Path, unless it is a regex
+	// Headers are matched by lower-case name; ":method", ":authority" and
+	// ":scheme" stand for the request's parts.
+	Headers []HeaderMatch
+	Query   []QueryMatch
+}
+
+// PathKind says how PathMatch.Value is compared.
+type PathKind uint8
+
+const (
+	PathPrefix PathKind = iota // string prefix: "/foo" matches "/foobar"
+	PathExact
+	PathRegex         // RE2 against the whole path without query
+	PathSegmentPrefix // "/foo" matches "/foo" and "/foo/bar" only
+)
+
+// PathMatch is a condition on the path without query.
+type PathMatch struct {
+	Kind  PathKind
+	Value string
+}
+
+// StringKind says how a header or query value is compared.
+type StringKind uint8
+
+const (
+	StringPresent StringKind = iota
+	StringExact
+	StringPrefix
+	StringRegex // RE2 against the whole value
+	StringSuffix
+	StringContains
+)
+
+// HeaderMatch is a condition on one header. Invert negates it; a missing header
+// counts as "" if MissingIsEmpty is set, and else fails the condition before
+// the negation.
+type HeaderMatch struct {
+	Name           string
+	Kind           StringKind
+	Value          string
+	Invert         bool
+	MissingIsEmpty bool
+}
+
+// QueryMatch is a condition on one query parameter.
+type QueryMatch struct {
+	Name  string
+	Kind  StringKind
+	Value string
+}
+
+// DirectResponse answers without an upstream.
+type DirectResponse struct {
+	Status uint32
+	Body   string
+}
+
+// Redirect answers with a Location. Empty fields keep the request's part.
+type Redirect struct {
+	Scheme, Host  string
+	Port          uint32
+	Path          string // replaces the whole path
+	PrefixRewrite string
+	Status        uint32
+}
+
+// Retry is when and how often to try again.
+type Retry struct {
+	On         []string // Envoy's retry_on words
+	Codes      []uint32 // with "retriable-status-codes"
+	Attempts   uint32   // beyond the first
+	PerTry     time.Duration
+	HostReopen uint32 // how often to choose another host than those tried; 0 off
+}
+
+// Discovery says where a cluster's endpoints come from.
+type Discovery uint8
+
+const (
+	EDS         Discovery = iota
+	OriginalDst           // the address the client dialled
+	Static                // Cluster.Static
+	StrictDNS             // Cluster.Static names, every address resolved
+	LogicalDNS            // Cluster.Static name, first address resolved
+)
+
+// Balancing is the endpoint choice.
+type Balancing uint8
+
+const (
+	LeastRequest Balancing = iota // power of two choices, Istio's default
+	RoundRobin
+	Random
+	ClusterProvided // by the discovery itself: OriginalDst
+)
+
+// Cluster is a group of endpoints reached the same way.
+type Cluster struct {
+	// Name is "outbound|9080|v1|reviews.default.svc.cluster.local",
+	// "inbound|9080||", "PassthroughCluster", "BlackHoleCluster",
+	// "InboundPassthroughCluster".
+	Name      string
+	Discovery Discovery
+	// ServiceName is the EDS name if it differs from Name.
+	ServiceName string
+	Static      []StaticEndpoint
+	Balancing   Balancing
+
+	ConnectTimeout time.Duration
+	MaxConnections uint32 // 0: no limit; all hosts together
+	MaxPending     uint32 // 0: no limit
+	MaxRequests    uint32 // 0: no limit
+	MaxPerConn     uint32 // requests per connection, 0: no limit
+	IdleTimeout    time.Duration
+
+	TLS *ClientTLS // nil: plain text
+
+	// Service is what metrics call the destination.
+	Service ServiceRef
+	// BindAddress is the source address of connections to the workload itself:
+	// 127.0.0.6 or ::6, so that redirection lets them pass.
+	BindAddress netip.Addr
+	// Origin is the DestinationRule behind it, as Route.Origin.
+	Origin string
+}
+
+// StaticEndpoint is a fixed address or a DNS name with a port.
+type StaticEndpoint struct {
+	Host string // IP address or name
+	Port uint16
+}
+
+// ServiceRef names a service in metrics.
+type ServiceRef struct {
+	Host, Name, Namespace string
+}
+
+// ClientTLS secures connections to a cluster.
+type ClientTLS struct {
+	// Auto uses TLS only for endpoints that carry tlsMode=istio (auto mTLS);
+	// without it every endpoint must speak TLS.
+	Auto bool
+	// Certificate "default" and Roots "ROOTCA" are the workload's identity.
+	Certificate string
+	Roots       string
+	SNI         string
+	// SubjectAltNames of which the server must present one, exactly. Empty:
+	// any that the roots sign for.
+	SubjectAltNames []string
+	ALPN            []string
+}
+
+// Locality places an endpoint.
+type Locality struct{ Region, Zone, SubZone string }
+
+// Health of an endpoint as discovery reports it.
+type Health uint8
+
+const (
+	Healthy Health = iota
+	Unhealthy
+	Draining
+)
+
+// LoadAssignment is the endpoints of one cluster.
+type LoadAssignment struct {
+	Cluster    string // EDS name
+	Localities []LocalityEndpoints
+}
+
+// LocalityEndpoints is the part of them in one place and of one priority.
+type LocalityEndpoints struct {
+	Locality  Locality
+	Priority  uint32
+	Weight    uint32
+	Endpoints []Endpoint
+}
+
+// Endpoint is one address of a workload.
+type Endpoint struct {
+	Address  netip.AddrPort
+	Health   Health
+	Weight   uint32 // 0 and 1 are the same
+	MTLS     bool   // tlsMode=istio: its sidecar accepts mutual TLS
+	Workload Workload
+}
+
+// Workload names the program behind an endpoint, as metrics show it.
+type Workload struct {
+	Name              string // of the Deployment, not of the Pod
+	Namespace         string
+	CanonicalName     string
+	CanonicalRevision string
+	ClusterID         string
+}
+
+// NameTable answers captured DNS queries.
+type NameTable struct {
+	Names []NameEntry // sorted by Host
+}
+
+// NameEntry is one host with its addresses. Short and Namespace let a resolver
+// answer short names.
+type NameEntry struct {
+	Host      string
+	IPs       []netip.Addr
+	Registry  string // "Kubernetes" or "External"
+	Short     string
+	Namespace string
+}

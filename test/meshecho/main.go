@@ -1,0 +1,66 @@
+// Command meshecho is the echo server and client that mesh scripts run in pods
+// of the local mesh and of a cluster.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/heddle-mesh/heddle/internal/meshtest/echo"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "meshecho:", err)
+		os.Exit(1)
+	}
+}
+
+// run is "serve KIND:PORT…", "get [flags] URL" or "tcp [flags] HOST:PORT [LINE…]".
+func run(ctx context.Context, args []string) error {
+	if len(args) < 2 {
+		return fmt.Errorf("usage: meshecho serve KIND:PORT… | get [flags] URL | tcp [flags] HOST:PORT [LINE…]")
+	}
+	client := echo.Client{Dial: (&net.Dialer{Timeout: 5 * time.Second}).DialContext}
+	out := json.NewEncoder(os.Stdout)
+	verb, fs := args[0], flag.NewFlagSet(args[0], flag.ContinueOnError)
+	size := fs.Int64("size", 0, "bytes of body")
+	timeout := fs.Duration("timeout", 10*time.Second, "of one request")
+	switch verb {
+	case "serve":
+		return echo.Server{Pod: os.Getenv("POD_NAME"), Ports: args[1:], Listen: func(ctx context.Context, port uint16) (net.Listener, error) {
+			return new(net.ListenConfig).Listen(ctx, "tcp", fmt.Sprintf(":%d", port))
+		}}.Run(ctx)
+	case "get":
+		var g echo.Get
+		fs.StringVar(&g.Method, "method", "GET", "request method")
+		fs.Func("h", "header `name: value`; may be repeated", func(s string) error { g.Header = append(g.Header, s); return nil })
+		fs.IntVar(&g.Count, "n", 1, "how many requests")
+		fs.IntVar(&g.Parallel, "parallel", 1, "how many at a time")
+		fs.IntVar(&g.RPS, "rps", 0, "requests a second")
+		fs.DurationVar(&g.For, "for", 0, "how long, with -rps")
+		fs.BoolVar(&g.NoReuse, "no-reuse", false, "a connection for each request")
+		fs.BoolVar(&g.KeepBytes, "body", false, "print bodies")
+		if err := fs.Parse(args[1:]); err != nil {
+			return err
+		}
+		g.URL, g.Size, g.Timeout = fs.Arg(0), *size, *timeout
+		client.HTTP(ctx, g, func(r echo.Result) { out.Encode(r) })
+		return nil
+	case "tcp":
+		if err := fs.Parse(args[1:]); err != nil || fs.NArg() < 1 {
+			return fmt.Errorf("usage: meshecho tcp [flags] HOST:PORT [LINE…]")
+		}
+		return out.Encode(client.TCP(ctx, fs.Arg(0), fs.Args()[1:], *size, *timeout))
+	}
+	return fmt.Errorf("%s is none of serve, get, tcp", verb)
+}
