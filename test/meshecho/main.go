@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -25,10 +26,11 @@ func main() {
 	}
 }
 
-// run is "serve KIND:PORT…", "get [flags] URL" or "tcp [flags] HOST:PORT [LINE…]".
+// run is "serve KIND:PORT…", "get [flags] URL", "tcp [flags] HOST:PORT [LINE…]"
+// "tap [flags] INTERFACE" or "kill POD PROGRAM".
 func run(ctx context.Context, args []string) error {
 	if len(args) < 2 {
-		return fmt.Errorf("usage: meshecho serve KIND:PORT… | get [flags] URL | tcp [flags] HOST:PORT [LINE…]")
+		return fmt.Errorf("usage: meshecho serve KIND:PORT… | get [flags] URL | tcp [flags] HOST:PORT [LINE…] | tap [flags] INTERFACE | kill POD PROGRAM")
 	}
 	client := echo.Client{Dial: (&net.Dialer{Timeout: 5 * time.Second}).DialContext}
 	out := json.NewEncoder(os.Stdout)
@@ -37,7 +39,7 @@ func run(ctx context.Context, args []string) error {
 	timeout := fs.Duration("timeout", 10*time.Second, "of one request")
 	switch verb {
 	case "serve":
-		return echo.Server{Pod: os.Getenv("POD_NAME"), Ports: args[1:], Listen: func(ctx context.Context, port uint16) (net.Listener, error) {
+		return echo.Server{Pod: cmp.Or(os.Getenv("POD_NAME"), os.Getenv("HOSTNAME")), Ports: args[1:], Listen: func(ctx context.Context, port uint16) (net.Listener, error) {
 			return new(net.ListenConfig).Listen(ctx, "tcp", fmt.Sprintf(":%d", port))
 		}}.Run(ctx)
 	case "get":
@@ -61,6 +63,21 @@ func run(ctx context.Context, args []string) error {
 			return fmt.Errorf("usage: meshecho tcp [flags] HOST:PORT [LINE…]")
 		}
 		return out.Encode(client.TCP(ctx, fs.Arg(0), fs.Args()[1:], *size, *timeout))
+	case "kill":
+		if len(args) != 3 {
+			return fmt.Errorf("usage: meshecho kill POD PROGRAM")
+		}
+		return kill(args[1], args[2])
+	case "tap":
+		duration := fs.Duration("for", 2*time.Second, "how long to listen")
+		if err := fs.Parse(args[1:]); err != nil {
+			return err
+		}
+		kinds, err := sniff(ctx, fs.Arg(0), *duration)
+		if err != nil {
+			return err
+		}
+		return out.Encode(kinds)
 	}
-	return fmt.Errorf("%s is none of serve, get, tcp", verb)
+	return fmt.Errorf("%s is none of serve, get, tcp, tap, kill", verb)
 }
