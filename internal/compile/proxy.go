@@ -25,6 +25,9 @@ type Proxy struct {
 	ClusterID      string
 	DNSDomain      string // "default.svc.cluster.local"
 	DNSCapture     bool
+	// HTTP2 says that the proxy handles HTTP/2: Envoy does, Heddle's own does not
+	// yet. See speaks.
+	HTTP2 bool
 	// Asked holds, for GRPC only, the listener names the client subscribed to.
 	Asked []string
 }

@@ -340,6 +340,14 @@ type Cluster struct {
 	Origin string
 }
 
+// EDSName is the name that the cluster's endpoints are asked for by.
+func (c *Cluster) EDSName() string {
+	if c.ServiceName != "" {
+		return c.ServiceName
+	}
+	return c.Name
+}
+
 // StaticEndpoint is a fixed address or a DNS name with a port.
 type StaticEndpoint struct {
 	Host string // IP address or name

@@ -1,0 +1,103 @@
+package model
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	meshconfig "istio.io/api/mesh/v1alpha1"
+	networking "istio.io/api/networking/v1alpha3"
+
+	"github.com/heddle-mesh/heddle/internal/config"
+)
+
+// Mesh holds the mesh-wide settings: MeshConfig with its defaults applied.
+type Mesh struct {
+	TrustDomain        string
+	TrustDomainAliases []string
+	RootNamespace      string
+	// RegistryOnly refuses calls to what the mesh does not know.
+	RegistryOnly             bool
+	AutoMTLS                 bool
+	AccessLogFile            string
+	ConnectTimeout           time.Duration
+	ProtocolDetectionTimeout time.Duration
+	// DefaultRetry is what routes without their own do; nil is the built-in.
+	DefaultRetry *networking.HTTPRetry
+
+	ServiceExportTo         []string
+	VirtualServiceExportTo  []string
+	DestinationRuleExportTo []string
+
+	Print Print
+}
+
+// meshConfigMap is where MeshConfig lives. The namespace is fixed: it is where
+// one learns what the root namespace is.
+var meshConfigMap = config.Key{Kind: config.ConfigMap, Namespace: "istio-system", Name: "istio"}
+
+// connectTimeout is MeshConfig's default.
+const connectTimeout = 10 * time.Second
+
+// newMesh reads MeshConfig from its ConfigMap, which may be nil. What cannot be
+// read leaves the defaults: sources report it, and a mesh with default settings
+// is better than none.
+func newMesh(opts Options, cm *config.Object) *Mesh {
+	in := &meshconfig.MeshConfig{}
+	if cm != nil {
+		if read, _ := config.MeshConfig(cm); read != nil {
+			in = read
+		}
+	}
+	m := &Mesh{
+		TrustDomain:              or(in.TrustDomain, opts.TrustDomain),
+		TrustDomainAliases:       in.TrustDomainAliases,
+		RootNamespace:            or(in.RootNamespace, opts.RootNamespace),
+		AutoMTLS:                 in.EnableAutoMtls == nil || in.EnableAutoMtls.Value,
+		AccessLogFile:            in.AccessLogFile,
+		ConnectTimeout:           connectTimeout,
+		ProtocolDetectionTimeout: duration(in.ProtocolDetectionTimeout),
+		DefaultRetry:             in.DefaultHttpRetryPolicy,
+		ServiceExportTo:          in.DefaultServiceExportTo,
+		VirtualServiceExportTo:   in.DefaultVirtualServiceExportTo,
+		DestinationRuleExportTo:  in.DefaultDestinationRuleExportTo,
+	}
+	if d := duration(in.ConnectTimeout); d > 0 {
+		m.ConnectTimeout = d
+	}
+	if p := in.OutboundTrafficPolicy; p != nil {
+		// The third mode, ALLOW_ANY_DYNAMIC_DNS, lets through no less than
+		// ALLOW_ANY does; its resolving of host names is not there yet.
+		m.RegistryOnly = p.Mode == meshconfig.MeshConfig_OutboundTrafficPolicy_REGISTRY_ONLY
+	}
+
+	p := NewPrinter()
+	p.Text(m.TrustDomain, m.RootNamespace, m.AccessLogFile)
+	p.Text(m.TrustDomainAliases...)
+	p.Flag(m.RegistryOnly)
+	p.Flag(m.AutoMTLS)
+	p.Number(uint64(m.ConnectTimeout))
+	p.Number(uint64(m.ProtocolDetectionTimeout))
+	p.Flag(m.DefaultRetry != nil)
+	if m.DefaultRetry != nil {
+		p.message(m.DefaultRetry)
+	}
+	p.Text(m.ServiceExportTo...)
+	p.Text(m.VirtualServiceExportTo...)
+	p.Text(m.DestinationRuleExportTo...)
+	m.Print = p.Sum()
+	return m
+}
+
+func duration(d *durationpb.Duration) time.Duration {
+	if d == nil {
+		return 0
+	}
+	return d.AsDuration()
+}
+
+func or(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
