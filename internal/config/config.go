@@ -51,6 +51,9 @@ type Key struct {
 }
 
 func (k Key) String() string {
+	if k.Name == "" { // in faults of objects that lack one
+		return k.Kind.Name
+	}
 	if k.Namespace == "" {
 		return k.Kind.Name + " " + k.Name
 	}
@@ -124,6 +127,12 @@ type Fault struct {
 	Problem  string // what is wrong
 	Hint     string // what would be right; "" if the problem says it
 	Severity Severity
+	// Security is set on a Warning that leaves something less protected than its
+	// author asked for. It is to be shown first and loudest.
+	Security bool
+	// Code is the message code that Istio's analysis gives the same finding,
+	// "IST0101"; "" if it has none.
+	Code string
 }
 
 // Error formats the fault as "file:line kind ns/name field: problem, hint".
