@@ -149,7 +149,7 @@ func (s *realStage) Apply(ctx context.Context, files map[string][]byte) ([]strin
 		return nil, err
 	}
 	for _, l := range strings.Split(strings.TrimSpace(string(out)), "\n") {
-		if rest, ok := strings.CutPrefix(l, s.config+"/"); ok {
+		if _, rest, ok := strings.Cut(l, ": "+s.config+"/"); ok { // after "error" or "warning"
 			faults = append(faults, rest)
 		}
 	}
@@ -245,11 +245,11 @@ func (s *realStage) Get(ctx context.Context, pod string, g echo.Get, each func(e
 	return nil
 }
 
-func (s *realStage) TCP(ctx context.Context, pod, addr string, lines []string, size int64, timeout time.Duration) (r echo.Result, err error) {
+func (s *realStage) TCP(ctx context.Context, pod, addr string, lines []string, size int64, wait bool, timeout time.Duration) (r echo.Result, err error) {
 	if timeout == 0 {
 		timeout = 10 * time.Second
 	}
-	args := []string{"tcp", "-size", fmt.Sprint(size), "-timeout", timeout.String(), addr}
+	args := []string{"tcp", fmt.Sprintf("-wait=%v", wait), "-size", fmt.Sprint(size), "-timeout", timeout.String(), addr}
 	var stderr bytes.Buffer
 	cmd := s.exec(pod, append(args, lines...)...)
 	cmd.Stderr = &stderr

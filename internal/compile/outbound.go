@@ -240,14 +240,20 @@ func (b *binding) listener(s *scope) *plan.Listener {
 			HTTP:  b.http,
 		}}, l.Chains...)
 	}
-	catchall := false
-	for _, c := range b.chains {
+	for i, c := range l.Chains {
 		l.Inspect.TLS = l.Inspect.TLS || len(c.Match.ServerNames) > 0
-		catchall = catchall || sameMatch(&c.Match, &plan.ChainMatch{})
+		if b.http != nil && sameMatch(&c.Match, &plan.ChainMatch{}) {
+			// As the default, not as a chain: once a chain names the transport,
+			// Envoy never gets to one that does not.
+			l.Default = c
+			l.Chains = slices.Delete(slices.Clone(l.Chains), i, i+1)
+			break
+		}
 	}
 	if l.Inspect.TLS || l.Inspect.HTTP {
 		l.Inspect.Timeout = s.mesh.ProtocolDetectionTimeout
 	}
+	catchall := slices.ContainsFunc(b.chains, func(c *plan.FilterChain) bool { return sameMatch(&c.Match, &plan.ChainMatch{}) })
 	if b.address.Addr() == anyAddress && !catchall {
 		l.Default = s.fallthroughChain("PassthroughFilterChain")
 	}

@@ -245,13 +245,9 @@ func TestMutualTLSIsToldFromThePod(t *testing.T) {
 	}{
 		{"nothing", func(*config.Object, *corev1.Pod) {}, false},
 		{"label", func(o *config.Object, _ *corev1.Pod) { o.Labels["security.istio.io/tlsMode"] = "istio" }, true},
-		{"annotation", func(o *config.Object, _ *corev1.Pod) {
-			o.Annotations = map[string]string{"sidecar.istio.io/status": "{}"}
-		}, true},
-		{"container", func(_ *config.Object, p *corev1.Pod) { p.Spec.Containers = []corev1.Container{{Name: "istio-proxy"}} }, true},
-		{"native sidecar", func(_ *config.Object, p *corev1.Pod) {
-			p.Spec.InitContainers = []corev1.Container{{Name: "istio-proxy"}}
-		}, true},
+		{"a gateway's proxy", func(_ *config.Object, p *corev1.Pod) {
+			p.Spec.Containers = []corev1.Container{{Name: "istio-proxy"}}
+		}, false},
 		{"turned off", func(o *config.Object, p *corev1.Pod) {
 			o.Labels["security.istio.io/tlsMode"] = "disabled"
 			p.Spec.Containers = []corev1.Container{{Name: "istio-proxy"}}

@@ -80,10 +80,8 @@ func samePlace(a, b *Workload) bool {
 }
 
 const (
-	tlsModeLabel     = "security.istio.io/tlsMode"
-	statusAnnotation = "sidecar.istio.io/status"
-	proxyContainer   = "istio-proxy"
-	localityLabel    = "istio-locality"
+	tlsModeLabel  = "security.istio.io/tlsMode"
+	localityLabel = "istio-locality"
 )
 
 // fromPod converts a pod. Pods that have no address yet, that have ended, or
@@ -116,11 +114,10 @@ func fromPod(o *config.Object, opts Options) *Workload {
 			wl.Ready = c.Status == corev1.ConditionTrue
 		}
 	}
-	wl.MTLS = o.Labels[tlsModeLabel] == "istio" || o.Annotations[statusAnnotation] != ""
+	// The label alone, as in Istio: a gateway has a proxy too, but one that takes
+	// what comes on its ports as it comes.
+	wl.MTLS = o.Labels[tlsModeLabel] == "istio"
 	for _, c := range slices.Concat(in.Spec.Containers, in.Spec.InitContainers) {
-		if c.Name == proxyContainer {
-			wl.MTLS = true
-		}
 		for _, p := range c.Ports {
 			if p.Name != "" && (p.Protocol == "" || p.Protocol == corev1.ProtocolTCP) {
 				if wl.Ports == nil {
@@ -129,9 +126,6 @@ func fromPod(o *config.Object, opts Options) *Workload {
 				wl.Ports[p.Name] = uint16(p.ContainerPort)
 			}
 		}
-	}
-	if o.Labels[tlsModeLabel] == "disabled" {
-		wl.MTLS = false
 	}
 	if l := o.Labels[localityLabel]; l != "" {
 		wl.Locality = parseLocality(strings.ReplaceAll(l, ".", "/"))

@@ -59,10 +59,11 @@ func run(ctx context.Context, args []string) error {
 		client.HTTP(ctx, g, func(r echo.Result) { out.Encode(r) })
 		return nil
 	case "tcp":
+		wait := fs.Bool("wait", false, "let the server speak first")
 		if err := fs.Parse(args[1:]); err != nil || fs.NArg() < 1 {
 			return fmt.Errorf("usage: meshecho tcp [flags] HOST:PORT [LINE…]")
 		}
-		return out.Encode(client.TCP(ctx, fs.Arg(0), fs.Args()[1:], *size, *timeout))
+		return out.Encode(client.TCP(ctx, fs.Arg(0), fs.Args()[1:], *size, *wait, *timeout))
 	case "kill":
 		if len(args) != 3 {
 			return fmt.Errorf("usage: meshecho kill POD PROGRAM")

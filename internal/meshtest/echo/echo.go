@@ -302,7 +302,7 @@ func (c Client) one(ctx context.Context, hc *http.Client, g Get) Result {
 		return r
 	}
 	if g.KeepBytes {
-		b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+		b, err := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
 		r.Body, r.Bytes = string(b), int64(len(b))
 		if err != nil {
 			r.Error = reason(err)
@@ -315,8 +315,9 @@ func (c Client) one(ctx context.Context, hc *http.Client, g Get) Result {
 	return r
 }
 
-// TCP dials addr, sends each line, half-closes and reads to the end.
-func (c Client) TCP(ctx context.Context, addr string, lines []string, size int64, timeout time.Duration) Result {
+// TCP dials addr, sends each line, half-closes and reads to the end. With wait
+// it says nothing before the server has.
+func (c Client) TCP(ctx context.Context, addr string, lines []string, size int64, wait bool, timeout time.Duration) Result {
 	if timeout == 0 {
 		timeout = 10 * time.Second
 	}
@@ -328,6 +329,15 @@ func (c Client) TCP(ctx context.Context, addr string, lines []string, size int64
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(timeout))
+	greeting := ""
+	if wait {
+		// A byte at a time: what follows the line is read below.
+		for one := make([]byte, 1); !strings.HasSuffix(greeting, "\n"); greeting += string(one) {
+			if _, err := io.ReadFull(conn, one); err != nil {
+				return Result{Error: reason(err)}
+			}
+		}
+	}
 	sent := make(chan struct{})
 	go func() {
 		defer close(sent)
@@ -346,6 +356,7 @@ func (c Client) TCP(ctx context.Context, addr string, lines []string, size int64
 		conn.Close()
 	}
 	<-sent
+	b = append([]byte(greeting), b...)
 	r := Result{Body: string(b), Bytes: int64(len(b))}
 	switch {
 	case err != nil:

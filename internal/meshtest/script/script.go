@@ -24,7 +24,8 @@
 //	                       a file that is not in the archive is taken from common/
 //	delete FILE…           take them out
 //	request from=POD URL   an HTTP request; see [Request] for the words
-//	tcp from=POD ADDR      a connection; lines to send follow as send="…"
+//	tcp from=POD ADDR      a connection; lines to send follow as send="…"; with
+//	                       wait=on the client lets the server speak first
 //	traffic start NAME …   requests in the background: words of request, and rps
 //	traffic stop NAME      prints how many failed
 //	kill POD/CONTAINER     ends a process with SIGKILL; istiod/heddled is one
@@ -70,7 +71,7 @@ type Stage interface {
 	// Get sends requests from a pod and calls each for every result.
 	Get(ctx context.Context, pod string, g echo.Get, each func(echo.Result)) error
 	// TCP opens a connection from a pod.
-	TCP(ctx context.Context, pod, addr string, lines []string, size int64, timeout time.Duration) (echo.Result, error)
+	TCP(ctx context.Context, pod, addr string, lines []string, size int64, wait bool, timeout time.Duration) (echo.Result, error)
 	// Kill ends a container's process without warning.
 	Kill(ctx context.Context, pod, container string) error
 	// Advance lets d pass.
@@ -228,6 +229,8 @@ var share = regexp.MustCompile(`^(\d+)(?:±(\d+))?% (.*)$`)
 // same compares line by line; "80±4% x" accepts 76% to 84%, and "…" at a
 // line's end any rest.
 func same(want, got []string) bool {
+	want = slices.SortedStableFunc(slices.Values(want), byOutcome)
+	got = slices.SortedStableFunc(slices.Values(got), byOutcome)
 	return slices.EqualFunc(want, got, func(w, g string) bool {
 		if w == g {
 			return true
@@ -244,6 +247,16 @@ func same(want, got []string) bool {
 		b, _ := strconv.Atoi(gm[1])
 		return b >= a-tol && b <= a+tol
 	})
+}
+
+// byOutcome orders the lines of a tally by what was seen, not by how often, and
+// leaves all others where they are.
+func byOutcome(a, b string) int {
+	am, bm := share.FindStringSubmatch(a), share.FindStringSubmatch(b)
+	if am == nil || bm == nil {
+		return 0
+	}
+	return strings.Compare(am[3], bm[3])
 }
 
 type run struct {
@@ -322,7 +335,6 @@ func (r *run) once(ctx context.Context, words []string) ([]string, error) {
 			for i, l := range lines {
 				lines[i] = fmt.Sprintf("%d%% %s", (100*tally[l]+total/2)/total, l)
 			}
-			slices.Sort(lines)
 		}
 		return lines, nil
 	case "tcp":
@@ -447,6 +459,7 @@ func (r *run) tcp(ctx context.Context, args []string) ([]string, error) {
 	var from, addr string
 	var lines []string
 	var size int64
+	var wait bool
 	var timeout time.Duration
 	var err error
 	for _, a := range args {
@@ -460,6 +473,8 @@ func (r *run) tcp(ctx context.Context, args []string) ([]string, error) {
 			lines = append(lines, v)
 		case k == "size":
 			size, err = strconv.ParseInt(v, 10, 64)
+		case k == "wait":
+			wait = v == "on"
 		case k == "timeout":
 			timeout, err = time.ParseDuration(v)
 		default:
@@ -469,7 +484,7 @@ func (r *run) tcp(ctx context.Context, args []string) ([]string, error) {
 			return nil, err
 		}
 	}
-	res, err := r.stage.TCP(ctx, from, addr, lines, size, timeout)
+	res, err := r.stage.TCP(ctx, from, addr, lines, size, wait, timeout)
 	if err != nil {
 		return nil, err
 	}

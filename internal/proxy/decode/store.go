@@ -1,0 +1,455 @@
+package decode
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/heddle-mesh/heddle/internal/plan"
+	"github.com/heddle-mesh/heddle/internal/xds/client"
+)
+
+// State is everything a proxy was told, at one moment. It is immutable; the next
+// State shares the elements that did not change.
+type State struct {
+	Listeners map[string]*plan.Listener
+	Routes    map[string]*plan.RouteConfig
+	Clusters  map[string]*plan.Cluster
+	Endpoints map[string]*plan.LoadAssignment // by EDS name
+	Names     *plan.NameTable                 // nil if there is none
+	// Warm is set once the first complete configuration is there: listeners and
+	// clusters with every route and endpoint list they refer to.
+	Warm bool
+}
+
+// patience is how long a change may wait for the parts it refers to. It is what
+// the xDS protocol recommends before a resource counts as absent ("Knowing When
+// a Requested Resource Does Not Exist": 15 s).
+const patience = 15 * time.Second
+
+// Store collects resources into States, so that no State refers to something
+// that is still on its way (make before break):
+//
+//   - a change waits until every route and endpoint list it refers to has come,
+//     or was said not to exist;
+//   - a cluster that was removed stays as long as a route or listener still
+//     leads to it, because its removal comes before the change of the routes;
+//   - neither holds up a change of the endpoints of clusters already in use.
+//
+// No wait is longer than 15 s. It implements client.Handler.
+type Store struct {
+	onChange func(*State)
+
+	mu sync.Mutex
+	// mu guards all below, and is held while onChange runs, to keep order.
+	listeners entries[plan.Listener]
+	routes    entries[plan.RouteConfig]
+	clusters  entries[plan.Cluster]
+	endpoints entries[plan.LoadAssignment]
+	names     entries[plan.NameTable]
+	heard     map[string]bool // types that came at least once
+	// absent are routes and endpoint lists that are not waited for: true, because
+	// the control plane said that they do not exist; false, because it said
+	// nothing for too long.
+	absentRoutes, absentEndpoints map[string]bool
+	// leaving are clusters that were removed but may still be led to.
+	leaving   map[string]*plan.Cluster
+	published *State
+	deadline  *time.Timer // runs while a change waits
+	closed    bool
+}
+
+// entries are the accepted resources of one type, by name.
+type entries[T any] map[string]entry[T]
+
+type entry[T any] struct {
+	body  []byte
+	value *T
+}
+
+// NewStore returns an empty store. onChange is called with each new State, one
+// at a time and in order; it must not call the store.
+func NewStore(onChange func(*State)) *Store {
+	return &Store{
+		onChange:        onChange,
+		listeners:       entries[plan.Listener]{},
+		routes:          entries[plan.RouteConfig]{},
+		clusters:        entries[plan.Cluster]{},
+		endpoints:       entries[plan.LoadAssignment]{},
+		names:           entries[plan.NameTable]{},
+		heard:           map[string]bool{},
+		absentRoutes:    map[string]bool{},
+		absentEndpoints: map[string]bool{},
+		leaving:         map[string]*plan.Cluster{},
+		published:       &State{},
+	}
+}
+
+// Current returns the newest State published; at first an empty one.
+func (s *Store) Current() *State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.published
+}
+
+// Close ends all waits; onChange is not called again after it returns.
+func (s *Store) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	s.stopWaiting()
+}
+
+// Wanted implements client.Handler.
+func (s *Store) Wanted(typeURL string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch typeURL {
+	case EndpointType:
+		return slices.Sorted(maps.Keys(s.wantedEndpoints()))
+	case RouteType:
+		return slices.Sorted(maps.Keys(s.wantedRoutes()))
+	default:
+		return nil
+	}
+}
+
+// Apply implements client.Handler.
+func (s *Store) Apply(typeURL string, added []client.Resource, removed []string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var err error
+	switch typeURL {
+	case ListenerType:
+		err = change(s.listeners, added, removed, Listener, func(l *plan.Listener) string { return l.Name })
+	case RouteType:
+		err = change(s.routes, added, removed, Route, func(c *plan.RouteConfig) string { return c.Name })
+		answered(err, s.absentRoutes, added, removed)
+	case ClusterType:
+		before := maps.Clone(s.clusters)
+		err = change(s.clusters, added, removed, Cluster, func(c *plan.Cluster) string { return c.Name })
+		for name, e := range before {
+			if _, stays := s.clusters[name]; !stays {
+				s.leaving[name] = e.value
+			}
+		}
+		for name := range s.clusters {
+			delete(s.leaving, name)
+		}
+	case EndpointType:
+		err = change(s.endpoints, added, s.notLeaving(removed), LoadAssignment, func(l *plan.LoadAssignment) string { return l.Cluster })
+		answered(err, s.absentEndpoints, added, removed)
+	case NameTableType:
+		err = change(s.names, added, removed, NameTable, nil)
+	default:
+		return fmt.Errorf("resources of type %q were not asked for", typeURL)
+	}
+	if err != nil {
+		return err
+	}
+	s.heard[typeURL] = true
+	s.advance(typeURL)
+	return nil
+}
+
+// change applies a change to the resources of one type, or nothing at all. A
+// resource whose bytes are the same keeps its value.
+func change[T any](all entries[T], added []client.Resource, removed []string, decode func(*anypb.Any) (*T, error), nameOf func(*T) string) error {
+	var faults []error
+	fresh := make(entries[T], len(added))
+	for _, r := range added {
+		if _, twice := fresh[r.Name]; twice {
+			faults = append(faults, fmt.Errorf("resource %q comes twice", r.Name))
+			continue
+		}
+		if old, ok := all[r.Name]; ok && bytes.Equal(old.body, r.Body.GetValue()) {
+			fresh[r.Name] = old
+			continue
+		}
+		v, err := decode(r.Body)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		if nameOf != nil && nameOf(v) != r.Name {
+			faults = append(faults, fmt.Errorf("resource %q is called %q inside", r.Name, nameOf(v)))
+			continue
+		}
+		fresh[r.Name] = entry[T]{r.Body.GetValue(), v}
+	}
+	if len(faults) > 0 {
+		return errors.Join(faults...)
+	}
+	for _, name := range removed {
+		delete(all, name)
+	}
+	maps.Copy(all, fresh)
+	return nil
+}
+
+// answered keeps the record of what is known not to exist.
+func answered(err error, absent map[string]bool, added []client.Resource, removed []string) {
+	if err != nil {
+		return
+	}
+	for _, name := range removed {
+		absent[name] = true
+	}
+	for _, r := range added {
+		delete(absent, r.Name)
+	}
+}
+
+// notLeaving drops the names of endpoint lists that clusters on their way out
+// use up to the end.
+func (s *Store) notLeaving(removed []string) []string {
+	return slices.DeleteFunc(slices.Clone(removed), func(name string) bool {
+		for _, c := range s.leaving {
+			if c.Discovery == plan.EDS && c.EDSName() == name {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// advance publishes what has become complete, after a change of one type.
+func (s *Store) advance(changed string) {
+	s.dropUnreachable()
+	if s.complete() {
+		s.publish()
+		if len(s.leaving) > 0 {
+			s.wait() // for the routes to let go of them
+		} else {
+			s.stopWaiting()
+		}
+		return
+	}
+	if changed == EndpointType {
+		s.publishEndpoints()
+	}
+	s.wait()
+}
+
+// wait starts the clock, unless it runs.
+func (s *Store) wait() {
+	if s.deadline == nil && !s.closed {
+		var t *time.Timer
+		t = time.AfterFunc(patience, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.deadline == t { // else it was stopped too late
+				s.deadline = nil
+				s.giveUp()
+			}
+		})
+		s.deadline = t
+	}
+}
+
+func (s *Store) stopWaiting() {
+	if s.deadline != nil {
+		s.deadline.Stop()
+		s.deadline = nil
+	}
+}
+
+// giveUp publishes what there is. What did not come is not waited for again, so
+// that it holds up no later change.
+func (s *Store) giveUp() {
+	for name := range s.wantedRoutes() {
+		if _, ok := s.absentRoutes[name]; !ok && s.routes[name].value == nil {
+			s.absentRoutes[name] = false
+		}
+	}
+	for name := range s.wantedEndpoints() {
+		if _, ok := s.absentEndpoints[name]; !ok && s.endpoints[name].value == nil {
+			s.absentEndpoints[name] = false
+		}
+	}
+	clear(s.leaving)
+	s.dropUnreachable()
+	s.publish()
+}
+
+// complete reports whether nothing is waited for: both lists of the top came,
+// and every reference in them leads to something or to something absent.
+func (s *Store) complete() bool {
+	if !s.heard[ClusterType] || !s.heard[ListenerType] {
+		return false
+	}
+	for name := range s.wantedRoutes() {
+		if _, ok := s.absentRoutes[name]; !ok && s.routes[name].value == nil {
+			return false
+		}
+	}
+	for name := range s.wantedEndpoints() {
+		if _, ok := s.absentEndpoints[name]; !ok && s.endpoints[name].value == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// warm reports whether the configuration is complete and nothing in it was given
+// up on.
+func (s *Store) warm() bool {
+	if !s.complete() {
+		return false
+	}
+	for _, absent := range []map[string]bool{s.absentRoutes, s.absentEndpoints} {
+		for _, told := range absent {
+			if !told {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// dropUnreachable forgets leaving clusters that nothing leads to any more, and
+// routes and endpoint lists that nothing refers to.
+func (s *Store) dropUnreachable() {
+	if len(s.leaving) > 0 {
+		used := s.usedClusters()
+		maps.DeleteFunc(s.leaving, func(name string, _ *plan.Cluster) bool { return !used[name] })
+	}
+	endpoints, routes := s.wantedEndpoints(), s.wantedRoutes()
+	if s.heard[ClusterType] {
+		maps.DeleteFunc(s.endpoints, func(name string, _ entry[plan.LoadAssignment]) bool { return !endpoints[name] })
+		maps.DeleteFunc(s.absentEndpoints, func(name string, _ bool) bool { return !endpoints[name] })
+	}
+	if s.heard[ListenerType] {
+		maps.DeleteFunc(s.routes, func(name string, _ entry[plan.RouteConfig]) bool { return !routes[name] })
+		maps.DeleteFunc(s.absentRoutes, func(name string, _ bool) bool { return !routes[name] })
+	}
+}
+
+func (s *Store) wantedEndpoints() map[string]bool {
+	names := map[string]bool{}
+	for _, e := range s.clusters {
+		if e.value.Discovery == plan.EDS {
+			names[e.value.EDSName()] = true
+		}
+	}
+	for _, c := range s.leaving {
+		if c.Discovery == plan.EDS {
+			names[c.EDSName()] = true
+		}
+	}
+	return names
+}
+
+func (s *Store) wantedRoutes() map[string]bool {
+	names := map[string]bool{}
+	s.eachChain(func(h *plan.HTTPChain, _ *plan.TCPChain) {
+		if h != nil && h.RouteName != "" {
+			names[h.RouteName] = true
+		}
+	})
+	return names
+}
+
+// usedClusters returns the clusters that routes and listeners lead to. Routes of
+// the published state count as well while a newer one is still awaited.
+func (s *Store) usedClusters() map[string]bool {
+	used := map[string]bool{}
+	lead := func(to []plan.WeightedCluster) {
+		for _, w := range to {
+			used[w.Cluster] = true
+		}
+	}
+	config := func(c *plan.RouteConfig) {
+		if c == nil {
+			return
+		}
+		for _, h := range c.Hosts {
+			for _, r := range h.Routes {
+				lead(r.Clusters)
+			}
+		}
+	}
+	for _, e := range s.routes {
+		config(e.value)
+	}
+	s.eachChain(func(h *plan.HTTPChain, t *plan.TCPChain) {
+		if h != nil {
+			config(h.Inline)
+		}
+		if t != nil {
+			lead(t.Clusters)
+		}
+	})
+	return used
+}
+
+// eachChain calls f for every chain of every listener; one of its arguments is nil.
+func (s *Store) eachChain(f func(*plan.HTTPChain, *plan.TCPChain)) {
+	for _, e := range s.listeners {
+		if e.value.API != nil {
+			f(e.value.API, nil)
+		}
+		for _, c := range e.value.Chains {
+			f(c.HTTP, c.TCP)
+		}
+		if d := e.value.Default; d != nil {
+			f(d.HTTP, d.TCP)
+		}
+	}
+}
+
+// publish hands on all that was accepted.
+func (s *Store) publish() {
+	clusters := values(s.clusters)
+	maps.Copy(clusters, s.leaving)
+	var names *plan.NameTable
+	for _, e := range s.names {
+		names = e.value // there is one
+	}
+	s.hand(&State{
+		Listeners: values(s.listeners),
+		Routes:    values(s.routes),
+		Clusters:  clusters,
+		Endpoints: values(s.endpoints),
+		Names:     names,
+		Warm:      s.published.Warm || s.warm(),
+	})
+}
+
+// publishEndpoints hands on the published state with the newest endpoints of its
+// clusters, while the rest of a change is awaited.
+func (s *Store) publishEndpoints() {
+	next := *s.published
+	next.Endpoints = maps.Clone(next.Endpoints)
+	changed := false
+	for name := range next.Endpoints {
+		if e, ok := s.endpoints[name]; ok && e.value != next.Endpoints[name] {
+			next.Endpoints[name] = e.value
+			changed = true
+		}
+	}
+	if changed {
+		s.hand(&next)
+	}
+}
+
+func (s *Store) hand(next *State) {
+	s.published = next
+	if !s.closed {
+		s.onChange(next)
+	}
+}
+
+func values[T any](all entries[T]) map[string]*T {
+	out := make(map[string]*T, len(all))
+	for name, e := range all {
+		out[name] = e.value
+	}
+	return out
+}

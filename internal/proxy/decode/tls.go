@@ -1,0 +1,165 @@
+package decode
+
+import (
+	"strings"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+
+	"github.com/heddle-mesh/heddle/internal/plan"
+)
+
+const rawBuffer = "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"
+
+func (r *reader) downstreamTLS(path string, s *corev3.TransportSocket) *plan.ServerTLS {
+	if s.GetTypedConfig().GetTypeUrl() == rawBuffer {
+		return nil
+	}
+	m := &tlsv3.DownstreamTlsContext{}
+	if !r.unpack(path, s.GetTypedConfig(), m) {
+		return nil
+	}
+	r.only(path, m, "common_tls_context", "require_client_certificate",
+		// Resumption is the TLS library's affair.
+		"disable_stateless_session_resumption", "disable_stateful_session_resumption", "session_timeout", "prefer_client_ciphers")
+	out := &plan.ServerTLS{RequireCert: m.GetRequireClientCertificate().GetValue()}
+	var v *tlsv3.CertificateValidationContext
+	out.Certificate, out.Roots, out.ALPN, v = r.commonTLS(join(path, "common_tls_context"), m.GetCommonTlsContext())
+	if out.Certificate == "" {
+		r.fail(join(path, "common_tls_context"), "names no certificate")
+	}
+	if out.RequireCert && out.Roots == "" {
+		r.fail(path, "requires a client certificate but names no roots to check it with")
+	}
+	at := join(path, "validation_context")
+	if len(v.GetMatchSubjectAltNames()) > 0 {
+		r.fail(join(at, "match_subject_alt_names"), "is not supported for clients")
+	}
+	for i, san := range v.GetMatchTypedSubjectAltNames() {
+		at := index(at, "match_typed_subject_alt_names", i)
+		domain, ok := strings.CutPrefix(san.GetMatcher().GetPrefix(), "spiffe://")
+		domain, slash := strings.CutSuffix(domain, "/")
+		if san.GetSanType() != tlsv3.SubjectAltNameMatcher_URI || !ok || !slash || domain == "" || strings.Contains(domain, "/") {
+			r.fail(at, "is not a URI with prefix spiffe://<trust domain>/")
+			continue
+		}
+		out.TrustDomains = append(out.TrustDomains, domain)
+	}
+	return out
+}
+
+// clusterTLS reads either form: one socket for all endpoints, or Istio's two of
+// which the endpoint's metadata chooses.
+func (r *reader) clusterTLS(m *clusterv3.Cluster) *plan.ClientTLS {
+	if len(m.GetTransportSocketMatches()) == 0 {
+		return r.upstreamTLS("transport_socket", m.GetTransportSocket())
+	}
+	if m.GetTransportSocket() != nil {
+		r.fail("transport_socket", "stands beside transport_socket_matches")
+	}
+	var out *plan.ClientTLS
+	plain := false
+	for i, match := range m.GetTransportSocketMatches() {
+		at := index("", "transport_socket_matches", i)
+		socket := match.GetTransportSocket()
+		want := match.GetMatch().GetFields()
+		switch {
+		case plain:
+			r.fail(at, "stands behind the match for all endpoints")
+		case len(want) == 1 && want["tlsMode"].GetStringValue() == "istio":
+			out = r.upstreamTLS(join(at, "transport_socket"), socket)
+			if out == nil {
+				r.fail(at, "is not TLS")
+				continue
+			}
+			out.Auto = true
+		case len(want) == 0 && socket.GetTypedConfig().GetTypeUrl() == rawBuffer:
+			plain = true
+		default:
+			r.fail(at, "%q is neither TLS for tlsMode=istio nor plain text for all", match.GetName())
+		}
+	}
+	if out == nil || !plain {
+		r.fail("transport_socket_matches", "are not TLS for tlsMode=istio and plain text for all others")
+	}
+	return out
+}
+
+func (r *reader) upstreamTLS(path string, s *corev3.TransportSocket) *plan.ClientTLS {
+	if s == nil || s.GetTypedConfig().GetTypeUrl() == rawBuffer {
+		return nil
+	}
+	m := &tlsv3.UpstreamTlsContext{}
+	if !r.unpack(path, s.GetTypedConfig(), m) {
+		return nil
+	}
+	r.only(path, m, "common_tls_context", "sni", "max_session_keys")
+	out := &plan.ClientTLS{SNI: m.GetSni()}
+	var v *tlsv3.CertificateValidationContext
+	out.Certificate, out.Roots, out.ALPN, v = r.commonTLS(join(path, "common_tls_context"), m.GetCommonTlsContext())
+	at := join(path, "validation_context")
+	for i, san := range v.GetMatchSubjectAltNames() {
+		at := index(at, "match_subject_alt_names", i)
+		exact, ok := san.GetMatchPattern().(*matcherv3.StringMatcher_Exact)
+		if !ok || san.GetIgnoreCase() {
+			r.fail(at, "is not an exact name")
+			continue
+		}
+		out.SubjectAltNames = append(out.SubjectAltNames, exact.Exact)
+	}
+	for i, san := range v.GetMatchTypedSubjectAltNames() {
+		at := index(at, "match_typed_subject_alt_names", i)
+		exact, ok := san.GetMatcher().GetMatchPattern().(*matcherv3.StringMatcher_Exact)
+		if !ok || san.GetMatcher().GetIgnoreCase() {
+			r.fail(at, "is not an exact name")
+			continue
+		}
+		out.SubjectAltNames = append(out.SubjectAltNames, exact.Exact)
+	}
+	if len(out.SubjectAltNames) > 0 && out.Roots == "" {
+		r.fail(path, "names who the server must be, but no roots to check it with")
+	}
+	return out
+}
+
+// commonTLS reads the names of secrets, in any of the forms in which Istio sends
+// them: by SDS, or by certificate provider.
+func (r *reader) commonTLS(path string, m *tlsv3.CommonTlsContext) (certificate, roots string, alpn []string, v *tlsv3.CertificateValidationContext) {
+	if m == nil {
+		r.fail(path, "is missing")
+		return "", "", nil, nil
+	}
+	r.only(path, m, "alpn_protocols", "tls_certificate_sds_secret_configs", "tls_certificate_provider_instance",
+		"combined_validation_context", "validation_context_sds_secret_config",
+		"tls_certificate_certificate_provider_instance", // the older form of the provider, sent with the newer
+		"tls_params") // the TLS library's own choice is at least as strict
+	switch certs := m.GetTlsCertificateSdsSecretConfigs(); {
+	case len(certs) > 1:
+		r.fail(join(path, "tls_certificate_sds_secret_configs"), "names %d certificates, one is supported", len(certs))
+	case len(certs) == 1:
+		certificate = certs[0].GetName()
+	default:
+		certificate = m.GetTlsCertificateProviderInstance().GetCertificateName()
+	}
+	if s := m.GetValidationContextSdsSecretConfig(); s != nil {
+		roots = s.GetName()
+	}
+	if c := m.GetCombinedValidationContext(); c != nil {
+		at := join(path, "combined_validation_context")
+		r.only(at, c, "default_validation_context", "validation_context_sds_secret_config",
+			"validation_context_certificate_provider_instance") // the older form
+		v = c.GetDefaultValidationContext()
+		r.only(join(at, "default_validation_context"), v, "match_subject_alt_names", "match_typed_subject_alt_names",
+			"ca_certificate_provider_instance")
+		roots = c.GetValidationContextSdsSecretConfig().GetName()
+		if roots == "" {
+			roots = v.GetCaCertificateProviderInstance().GetCertificateName()
+		}
+		if roots == "" {
+			r.fail(at, "names no roots")
+		}
+	}
+	return certificate, roots, m.GetAlpnProtocols(), v
+}

@@ -1,0 +1,77 @@
+package filter
+
+import (
+	"slices"
+
+	"github.com/heddle-mesh/heddle/internal/plan"
+	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/filter/accesslog"
+	"github.com/heddle-mesh/heddle/internal/proxy/filter/clientcert"
+	"github.com/heddle-mesh/heddle/internal/proxy/filter/forwarded"
+	"github.com/heddle-mesh/heddle/internal/proxy/filter/peer"
+	"github.com/heddle-mesh/heddle/internal/proxy/filter/requestid"
+	"github.com/heddle-mesh/heddle/internal/proxy/filter/router"
+	"github.com/heddle-mesh/heddle/internal/proxy/filter/serverheader"
+	"github.com/heddle-mesh/heddle/internal/proxy/filter/stats"
+)
+
+// compose returns the chain. The order matters; requests pass from top to bottom,
+// responses from bottom to top.
+func compose(cfg Config) Handler {
+	h := router.New(router.Config{
+		Routes:        cfg.Routes,
+		Clusters:      cfg.Clusters,
+		Metadata:      outgoing(cfg, cfg.OwnMetadata),
+		MetadataID:    outgoing(cfg, cfg.OwnMetadataID),
+		CountAttempts: cfg.Direction != plan.Inbound,
+		Now:           cfg.Now,
+		Random:        cfg.Random,
+	})
+	filters := []Filter{
+		// Responses of every kind name who answered: last on the way out.
+		serverheader.New(serverheader.Config{Direction: cfg.Direction}),
+		// First on the way in: at the edge it removes what strangers must not say,
+		// and everything below may believe what is left.
+		forwarded.New(forwarded.Config{UseRemoteAddress: cfg.Chain.UseRemoteAddress}),
+		// Before anything that could log or decide by the client's certificate.
+		clientcert.New(clientcert.Config{Mode: cfg.Chain.ForwardClientCert}),
+		// Before anything that answers, so that all answers have an id in the log.
+		requestid.New(requestid.Config{Replace: cfg.Chain.UseRemoteAddress, Random: cfg.Random}),
+		// Removes the proxies' own headers before a route could match on them.
+		peer.New(peer.Config{
+			Direction:  cfg.Direction,
+			Metadata:   cfg.OwnMetadata,
+			MetadataID: cfg.OwnMetadataID,
+			Decode:     cfg.DecodePeer,
+		}),
+	}
+	for _, f := range slices.Backward(filters) {
+		h = f(h)
+	}
+	return h
+}
+
+// outgoing returns what upstreams are told: an application is told nothing.
+func outgoing(cfg Config, value string) string {
+	if cfg.Direction == plan.Inbound {
+		return ""
+	}
+	return value
+}
+
+// observers returns who looks at an exchange at its end.
+func observers(cfg Config) []func(*exchange.Exchange) {
+	var list []func(*exchange.Exchange)
+	if cfg.Metrics != nil && cfg.Chain.Metrics {
+		list = append(list, stats.New(stats.Config{
+			Registry:  cfg.Metrics,
+			Direction: cfg.Direction,
+			Own:       cfg.Own,
+			Now:       cfg.Now,
+		}))
+	}
+	if cfg.Log != nil {
+		list = append(list, accesslog.New(accesslog.Config{Log: cfg.Log, Now: cfg.Now}))
+	}
+	return list
+}

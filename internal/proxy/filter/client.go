@@ -1,0 +1,93 @@
+package filter
+
+import (
+	"net"
+	"time"
+
+	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/http1"
+)
+
+// Interim implements exchange.Client.
+func (d *downstream) Interim(x *exchange.Exchange) error {
+	if x.Request.Minor == 0 {
+		return nil // RFC 9110 section 15.2: HTTP/1.0 does not know them
+	}
+	return http1.Interim(d.c, x)
+}
+
+// Watch implements exchange.Client. What the client sends meanwhile stays in the
+// reader, as the beginning of its next request.
+func (d *downstream) Watch(gone func()) {
+	if d.watching != nil {
+		return
+	}
+	done := make(chan struct{})
+	d.watching = done
+	if !d.until.IsZero() {
+		d.readUntil(time.Time{})
+	}
+	go func() {
+		defer close(done)
+		if d.rd.Background() {
+			d.cancel()
+			gone()
+		}
+	}()
+}
+
+// stopWatching ends a Watch. The exchange is finished: none begins any more.
+func (d *downstream) stopWatching() {
+	if d.watching == nil {
+		return
+	}
+	select {
+	case <-d.watching:
+	default:
+		d.c.SetReadDeadline(past)
+		<-d.watching
+	}
+	d.watching = nil
+	d.readUntil(time.Time{})
+}
+
+// AbortRead implements exchange.Client.
+func (d *downstream) AbortRead() { d.c.SetReadDeadline(past) }
+
+const (
+	// lingerTime and lingerBytes bound how long a client is listened to that still
+	// sends after its last response.
+	lingerTime  = time.Second
+	lingerBytes = 256 << 10
+)
+
+// closeWriter is what TCP and TLS connections have.
+type closeWriter interface{ CloseWrite() error }
+
+// linger lets the client read its response before the connection is closed. A
+// connection that is closed with bytes unread is reset, and that may overtake the
+// response. Source: RFC 9112 section 9.6.
+func (d *downstream) linger(x *exchange.Exchange, complete bool) {
+	if !complete || x.ClientGone || x.Tunnel != nil || !x.Uploading.Load() && d.rd.Buffered() == 0 {
+		return
+	}
+	w, ok := d.c.(closeWriter)
+	if !ok || w.CloseWrite() != nil {
+		return
+	}
+	discard(d.c, d.s.cfg.Now())
+}
+
+func discard(c net.Conn, now time.Time) {
+	c.SetReadDeadline(now.Add(lingerTime))
+	o := http1.GetOut()
+	defer o.Put()
+	b := o.B[:cap(o.B)]
+	for n := 0; n < lingerBytes; {
+		k, err := c.Read(b)
+		if err != nil {
+			return
+		}
+		n += k
+	}
+}

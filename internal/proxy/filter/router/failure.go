@@ -1,0 +1,259 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/http1"
+	"github.com/heddle-mesh/heddle/internal/proxy/mtls"
+	"github.com/heddle-mesh/heddle/internal/proxy/upstream"
+)
+
+// kind is how an attempt failed.
+type kind uint8
+
+const (
+	nothing     kind = iota // it did not
+	noHost                  // no endpoint to choose
+	overflow                // a limit of the cluster
+	refused                 // no connection
+	terminated              // the upstream closed before it answered
+	protocol                // it answered something that is not HTTP
+	interrupted             // by the guard
+)
+
+// failure is a failed attempt.
+type failure struct {
+	kind      kind
+	unsent    bool   // nothing of the request was written
+	why       cause  // with interrupted
+	reason    string // Envoy's reset reason
+	transport string // what failed below HTTP
+}
+
+// connectFailure says why there is no connection.
+func (c *call) connectFailure(err error) failure {
+	switch {
+	case errors.Is(err, upstream.ErrNoHealthy):
+		return failure{kind: noHost}
+	case errors.Is(err, upstream.ErrOverflow):
+		return failure{kind: overflow}
+	case errors.Is(err, upstream.ErrDeadline):
+		return failure{kind: interrupted, why: allTimeout}
+	}
+	if why := c.guard.reason(); why != none {
+		return failure{kind: interrupted, why: why}
+	}
+	if ce, ok := errors.AsType[*upstream.ConnectError](err); ok {
+		c.meet(ce.Endpoint)
+		if !contains(c.tried, ce.Endpoint) {
+			c.tried = append(c.tried, ce.Endpoint)
+		}
+		return failure{kind: refused, unsent: true, reason: ce.Reason(), transport: ce.TransportFailure()}
+	}
+	if errors.Is(err, context.Canceled) {
+		return failure{kind: interrupted, why: clientGone}
+	}
+	return failure{kind: refused, unsent: true, reason: "local connection failure", transport: err.Error()}
+}
+
+// broken says why a connection failed before the response's head was there, and
+// gives it up.
+func (c *call) broken(err error, unsent bool) failure {
+	f := failure{kind: terminated, unsent: unsent, reason: "connection termination", transport: mtls.Reason(err)}
+	if _, ok := errors.AsType[*http1.Error](err); ok {
+		f = failure{kind: protocol, reason: "protocol error"}
+	}
+	// A reused connection that ends without a word was closed while the request
+	// was on its way: the upstream has not acted on it, or may be asked again.
+	silent := f.kind == terminated && c.rd.Buffered() == 0
+	if c.conn.Reused && silent && c.replayable(unsent) {
+		f.reason = staleConnection
+	}
+	if !contains(c.tried, c.conn.Endpoint) && f.reason != staleConnection {
+		c.tried = append(c.tried, c.conn.Endpoint)
+	}
+	if why := c.guard.detach(); why != none {
+		f = failure{kind: interrupted, why: why, unsent: unsent}
+	}
+	c.conn.Report(false)
+	c.release(false)
+	return f
+}
+
+// staleConnection marks a failure that is the pool's, not the endpoint's.
+const staleConnection = "stale connection"
+
+// replayable reports whether the request can be sent again without asking the
+// route's policy: if nothing of it was sent, or if doing it twice is the same as
+// once. Source: RFC 9110 section 9.2.2.
+func (c *call) replayable(unsent bool) bool {
+	if c.stream || c.answered {
+		return false
+	}
+	if unsent {
+		return true
+	}
+	switch string(c.x.Request.Method) {
+	case "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE":
+		return c.x.Request.Upgrade == nil
+	}
+	return false
+}
+
+// retryFailure decides whether to try again after a failure.
+func (c *call) retryFailure(f *failure) bool {
+	if f.kind == terminated && f.reason == staleConnection {
+		// One such connection is no reason to trust the others in the pool.
+		c.fresh = true
+		c.x.Upstream.Attempts--
+		return true
+	}
+	if c.answered || c.stream && c.x.Request.Body.Size() > 0 {
+		return false
+	}
+	want := false
+	switch f.kind {
+	case refused:
+		want = c.retry.Connect()
+	case terminated, protocol:
+		want = c.retry.Reset(f.unsent)
+	case interrupted:
+		want = f.why == tryTimeout && c.retry.Reset(false)
+	}
+	return want && c.grant(f.kind == refused)
+}
+
+// retryAnswer decides whether to try again instead of passing on the response
+// that was received, and gives its connection up if so.
+func (c *call) retryAnswer() bool {
+	r := &c.x.Response
+	if c.retry == nil || c.answered || c.stream || !c.retry.Status(r.Status, r.Header.Get(exchange.GRPCStatus)) {
+		return false
+	}
+	if c.retries >= c.retry.Attempts {
+		c.x.Flags |= exchange.RetriesExhausted
+		return false
+	}
+	reusable := false
+	if b := c.rd.Body(r.Framing, r.Length); b == nil {
+		reusable = true
+	} else if _, whole := b.Buffered(); whole {
+		b.Take()
+		reusable = true
+	}
+	reusable = reusable && !r.Close && c.rd.Buffered() == 0
+	if !contains(c.tried, c.conn.Endpoint) {
+		c.tried = append(c.tried, c.conn.Endpoint)
+	}
+	c.conn.Report(r.Status < 500)
+	c.release(reusable)
+	return c.grant(false)
+}
+
+// grant counts a retry of the route's policy, waits as long as it has to, and
+// reports whether to go on. Another endpoint than one that can not be connected to
+// is tried at once.
+func (c *call) grant(elsewhere bool) bool {
+	if c.retries >= c.retry.Attempts {
+		c.x.Flags |= exchange.RetriesExhausted
+		return false
+	}
+	c.retries++
+	if !c.retry.Reopen {
+		c.tried = c.tried[:0]
+	}
+	if elsewhere && c.retries == 1 {
+		return true
+	}
+	c.guard.sleep(backoff(c.retries, c.r.cfg.Random()))
+	return true // an interruption shows in the next attempt
+}
+
+// backoff returns how long to wait before the nth retry: up to 25 ms, 75 ms, 175
+// ms, and never more than 250 ms. Source: Envoy, router filter,
+// x-envoy-max-retries; Istio leaves the defaults.
+func backoff(n int, random uint64) time.Duration {
+	const base = 25 * time.Millisecond
+	longest := min(base*time.Duration(1<<min(n, 10)-1), 10*base)
+	return time.Duration(random % uint64(longest))
+}
+
+// fail answers for the upstream.
+func (c *call) fail(f *failure) {
+	const prefix = "upstream connect error or disconnect/reset before headers. reset reason: "
+	x := c.x
+	c.answered = true
+	switch f.kind {
+	case noHost:
+		x.Fail(exchange.NoHealthyUpstream, 503, "no healthy upstream", "no_healthy_upstream")
+	case overflow:
+		x.Fail(exchange.UpstreamOverflow, 503, prefix+"overflow", "upstream_reset_before_response_started{overflow}")
+		x.Response.Header.AddString(exchange.Other, "x-envoy-overloaded", "true")
+	case protocol:
+		x.Fail(exchange.UpstreamProtocol, 502, prefix+"protocol error", "upstream_reset_before_response_started{protocol_error}")
+	case refused, terminated:
+		flag := exchange.UpstreamFailure
+		if f.kind == terminated {
+			flag = exchange.UpstreamTermination
+		}
+		body, details := prefix+f.reason, strings.ReplaceAll(f.reason, " ", "_")
+		if f.transport != "" {
+			x.TransportFailure = f.transport
+			body += ", transport failure reason: " + f.transport
+			details += "|" + strings.ReplaceAll(f.transport, " ", "_")
+		}
+		x.Fail(flag, 503, body, "upstream_reset_before_response_started{"+details+"}")
+	case interrupted:
+		c.failInterrupted(f.why)
+	}
+}
+
+func (c *call) failInterrupted(why cause) {
+	x := c.x
+	switch why {
+	case allTimeout:
+		x.Fail(exchange.UpstreamTimeout, 504, "upstream request timeout", "response_timeout")
+	case tryTimeout:
+		x.Fail(exchange.UpstreamTimeout, 504, "upstream request timeout", "upstream_per_try_timeout")
+	case badUpload:
+		x.Close = true
+		x.Fail(exchange.ClientProtocolError, 400, "", "http1.codec_error")
+	case clientGone:
+		x.ClientGone = true
+		x.Reply(0, "", "downstream_remote_disconnect")
+		x.Flags |= exchange.ClientLeft
+	}
+}
+
+// cutShort says why the response ended early, after its head was sent.
+func (c *call) cutShort(why cause) {
+	x := c.x
+	switch why {
+	case none:
+		x.Flags |= exchange.UpstreamTermination
+		x.Details = "upstream_reset_after_response_started{connection_termination}"
+	case allTimeout, tryTimeout:
+		x.Flags |= exchange.UpstreamTimeout
+		x.Details = "response_timeout"
+	case badUpload:
+		x.Flags |= exchange.ClientProtocolError
+		x.Details = "http1.codec_error"
+	case clientGone:
+		x.ClientGone = true
+		x.Flags |= exchange.ClientLeft
+		x.Details = "downstream_remote_disconnect"
+	}
+}
+
+func contains(list []*upstream.Endpoint, e *upstream.Endpoint) bool {
+	for _, o := range list {
+		if o == e {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,84 @@
+package router
+
+import (
+	"errors"
+	"io"
+
+	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/http1"
+	"github.com/heddle-mesh/heddle/internal/proxy/upstream"
+)
+
+// upload sends a request's body while the response may already be on its way.
+type upload struct {
+	call *call
+	done chan struct{} // closed when the goroutine ends; nil if there is none
+	// panicked is what the goroutine panicked with. It is raised again where the
+	// exchange's own goroutine waits.
+	panicked any
+}
+
+func (u *upload) start(conn *upstream.Conn, body exchange.Body) {
+	u.done = make(chan struct{})
+	go u.run(conn, body, u.done)
+}
+
+func (u *upload) run(conn *upstream.Conn, body exchange.Body, done chan<- struct{}) {
+	defer close(done)
+	defer func() {
+		if p := recover(); p != nil {
+			u.panicked = p
+			u.call.guard.interrupt(badUpload)
+		}
+	}()
+	for {
+		p, err := body.Next()
+		if err != nil {
+			u.ended(err)
+			return
+		}
+		if _, err := conn.Write(p); err != nil {
+			return // reading the response tells why, or is the response
+		}
+	}
+}
+
+// ended says how the body ended.
+func (u *upload) ended(err error) {
+	c := u.call
+	if errors.Is(err, io.EOF) {
+		c.x.Uploading.Store(false)
+		c.uploaded(c.r.cfg.Now())
+		return
+	}
+	if _, ok := errors.AsType[*http1.Error](err); ok {
+		c.guard.interrupt(badUpload)
+		return
+	}
+	if t, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](err); ok && t.Timeout() {
+		return // stopped
+	}
+	c.guard.interrupt(clientGone)
+}
+
+// stop ends the goroutine and waits for it.
+func (u *upload) stop() {
+	if u.done == nil {
+		return
+	}
+	select {
+	case <-u.done:
+	default:
+		u.call.x.Client.AbortRead()
+		u.call.conn.SetDeadline(past)
+		<-u.done
+	}
+	u.done = nil
+	if p := u.panicked; p != nil {
+		u.panicked = nil
+		panic(p)
+	}
+}

@@ -1,0 +1,361 @@
+package filter
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/http1"
+)
+
+// Serve handles c until the connection ends, and closes it. When ctx ends, the
+// request in progress is finished, its response announces the end of the
+// connection, and an idle connection is closed at once.
+//
+// The error is nil if the connection ended in an orderly way. It is an
+// *http1.NotHTTPError if the first bytes are no HTTP/1; then nothing was written,
+// and c is still open, without the bytes that the error holds.
+func (s *Server) Serve(ctx context.Context, c net.Conn, info *exchange.Conn) error {
+	var first []byte
+	if r, ok := c.(detacher); ok {
+		c, first = r.Detach()
+	}
+	d := &downstream{s: s, c: c, info: info}
+	d.context, d.cancel = connContext(ctx)
+	d.rd.Reset(c, first)
+	stop := context.AfterFunc(ctx, d.drain)
+	err := d.serve()
+	stop()
+	d.cancel()
+	d.rd.Release()
+	if _, other := errors.AsType[*http1.NotHTTPError](err); other {
+		d.readUntil(time.Time{})
+		return err
+	}
+	return errors.Join(err, closed(c.Close()))
+}
+
+// detacher is a connection of which someone read the first bytes. Taking it apart
+// leaves the socket itself to the reader, which can wait on it without memory.
+type detacher interface {
+	Detach() (net.Conn, []byte)
+}
+
+func closed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// downstream is a client's connection while it is served. It is also the
+// exchange.Client of its requests.
+type downstream struct {
+	s       *Server
+	c       net.Conn
+	info    *exchange.Conn
+	context context.Context
+	cancel  context.CancelFunc
+
+	rd       http1.Reader
+	until    time.Time // the read deadline, zero for none
+	served   bool      // a request was read
+	watching chan struct{}
+
+	mu sync.Mutex
+	// mu guards
+	idle     bool
+	draining bool
+}
+
+// serve handles one request after the other.
+func (d *downstream) serve() error {
+	for {
+		if !d.park() {
+			return nil
+		}
+		err := d.rd.Wait()
+		if !d.unpark(err) {
+			return d.ended(err)
+		}
+		if more, err := d.one(); !more {
+			return err
+		}
+	}
+}
+
+// park makes the connection wait for a request, unless it is to end.
+func (d *downstream) park() bool {
+	if d.rd.Buffered() > 0 {
+		return true // the client sent more than one request at once
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.draining {
+		return false
+	}
+	d.idle = true
+	// The deadline is moved only when it matters: that is a call into the runtime's
+	// timers for each request otherwise.
+	want := d.s.cfg.Now().Add(d.s.cfg.IdleTimeout)
+	if off := want.Sub(d.until); d.until.IsZero() || off > d.s.cfg.IdleTimeout/8 || off < 0 {
+		d.readUntil(want)
+	}
+	return true
+}
+
+// unpark begins a request.
+func (d *downstream) unpark(err error) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.idle = false
+	return err == nil
+}
+
+// drain is called when the server wants to stop.
+func (d *downstream) drain() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.draining = true
+	if d.idle {
+		d.c.SetReadDeadline(past)
+	}
+}
+
+func (d *downstream) isDraining() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.draining
+}
+
+// past is a deadline that makes a blocked read return.
+var past = time.Unix(1, 0)
+
+// readUntil sets the read deadline.
+func (d *downstream) readUntil(t time.Time) {
+	d.until = t
+	d.c.SetReadDeadline(t)
+}
+
+// ended says how a connection ended while it was idle.
+func (d *downstream) ended(err error) error {
+	if errors.Is(err, io.EOF) || isTimeout(err) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// one handles one request and reports whether there may be another.
+func (d *downstream) one() (more bool, err error) {
+	x := exchange.Get()
+	defer exchange.Put(x)
+	defer d.rd.Finish() // after the last look at x's views
+	x.Conn, x.Client, x.Context = d.info, d, d.context
+	x.Start = d.s.cfg.Now()
+	x.Request.Scheme = "http"
+	if d.info.TLS || d.info.MTLS {
+		x.Request.Scheme = "https"
+	}
+
+	// 1st: the head.
+	if err := d.read(x); err != nil {
+		return false, d.refuse(x, err)
+	}
+	d.served = true
+	x.Close = x.Close || d.isDraining()
+
+	// 2nd: the answer.
+	panicked := d.handle(x)
+
+	// 3rd: the way back.
+	complete := !panicked && d.send(x)
+	complete = d.finish(x, complete) && complete
+	d.stopWatching()
+
+	// 4th: the account.
+	d.observe(x)
+	if !complete || x.Close || x.Tunnel != nil {
+		d.linger(x, complete)
+		return false, nil
+	}
+	return true, nil
+}
+
+// read reads the request's head.
+func (d *downstream) read(x *exchange.Exchange) error {
+	if !d.served && !d.looksLikeHTTP() {
+		return d.notHTTP()
+	}
+	slow := !d.rd.Complete()
+	if slow {
+		d.readUntil(x.Start.Add(d.s.cfg.HeaderTimeout))
+	}
+	head, err := d.rd.ReadHead()
+	if err != nil {
+		return err
+	}
+	if slow {
+		d.readUntil(time.Time{})
+	}
+	if err := http1.ParseRequest(x, head); err != nil {
+		if !d.served && isPreface(head) {
+			return d.notHTTP()
+		}
+		return err
+	}
+	q := &x.Request
+	if q.Authority == nil {
+		// HTTP/1.0 knows no Host. The upstream speaks 1.1, which does.
+		q.Authority = x.Keep(d.info.Local.AppendTo(x.Scratch()))
+		q.Header.Set(exchange.Host, q.Authority)
+	}
+	if b := d.rd.Body(q.Framing, q.Length); b != nil {
+		q.Body = b
+		x.Uploading.Store(true)
+		if !d.until.IsZero() {
+			d.readUntil(time.Time{}) // a long upload is not idle
+		}
+	}
+	return nil
+}
+
+// handle runs the chain and reports whether it panicked: that ends this
+// connection, and no other.
+func (d *downstream) handle(x *exchange.Exchange) (panicked bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			panicked = true
+			d.panicked("handling", x, p)
+			x.Close = true
+			x.Reply(500, "", "panic")
+			http1.Send(d.c, x)
+		}
+	}()
+	d.s.handle(x)
+	d.settle(x)
+	return false
+}
+
+func (d *downstream) panicked(doing string, x *exchange.Exchange, p any) {
+	d.s.panics.Inc()
+	d.s.cfg.Logger.Error("panic while "+doing+" a request", "panic", p, "method", string(x.Request.Method),
+		"authority", string(x.Request.Authority), "path", string(x.Request.Path), "stack", string(debug.Stack()))
+}
+
+// settle decides whether the connection can be used again, as far as the response
+// does not say.
+func (d *downstream) settle(x *exchange.Exchange) {
+	if b := x.Request.Body; b != nil && !x.Claimed {
+		// Nobody wanted the body. A short one that is here is skipped.
+		b.Raw()
+		if _, whole := b.Buffered(); whole {
+			b.Take()
+			x.Uploading.Store(false)
+		}
+	}
+	refused := x.Tunnel == nil && (x.Request.Connect || x.Request.Upgrade != nil && d.rd.Buffered() > 0)
+	if x.Uploading.Load() || refused || d.isDraining() {
+		// What follows is the rest of a body, or may be meant for a tunnel: never
+		// to be read as a request.
+		x.Close = true
+	}
+}
+
+// send writes the response, and reports whether all of it was written.
+func (d *downstream) send(x *exchange.Exchange) bool {
+	if x.ClientGone || x.Response.Status == 0 {
+		return false
+	}
+	err := http1.Send(d.c, x)
+	if _, body := errors.AsType[*http1.ErrBody](err); err != nil && !body {
+		x.ClientGone = true
+		x.Flags |= exchange.ClientLeft
+		x.Details = "downstream_remote_disconnect"
+	}
+	if err == nil && x.Tunnel != nil {
+		d.tunnel(x)
+	}
+	return err == nil
+}
+
+// finish releases the upstream.
+func (d *downstream) finish(x *exchange.Exchange, complete bool) (ok bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			ok = false
+			d.panicked("finishing", x, p)
+		}
+	}()
+	x.Finish(complete)
+	if b := x.Request.Body; b != nil {
+		x.RequestBytes = b.Size()
+	}
+	return true
+}
+
+func (d *downstream) observe(x *exchange.Exchange) {
+	defer func() {
+		if p := recover(); p != nil {
+			x.Close = true
+			d.panicked("accounting for", x, p)
+		}
+	}()
+	if x.ClientGone && x.Termination == "" {
+		x.Termination = "downstream_remote_disconnect"
+	}
+	for _, o := range d.s.observers {
+		o(x)
+	}
+}
+
+// refuse ends a connection whose bytes are not a request.
+func (d *downstream) refuse(x *exchange.Exchange, err error) error {
+	if _, other := errors.AsType[*http1.NotHTTPError](err); other {
+		return err
+	}
+	x.Close = true
+	switch e, bad := errors.AsType[*http1.Error](err); {
+	case bad:
+		x.Fail(exchange.ClientProtocolError, e.Status, "", e.Details)
+	case isTimeout(err):
+		x.Fail(exchange.StreamIdle, 408, "request header timeout", "request_header_timeout")
+	default:
+		return nil // gone in the middle of a head: there is no request to account for
+	}
+	x.Request.Head, x.Request.Minor = false, 1
+	http1.Send(d.c, x)
+	d.observe(x)
+	d.linger(x, true)
+	return nil
+}
+
+func isTimeout(err error) bool {
+	e, ok := errors.AsType[net.Error](err)
+	return ok && e.Timeout()
+}
+
+var noDeadline time.Time
+
+// looksLikeHTTP looks at the first byte of a connection: a method begins with a
+// letter, or whatever else a token may.
+func (d *downstream) looksLikeHTTP() bool {
+	return http1.IsToken(d.rd.Peek()[0]) || d.rd.Peek()[0] == '\r'
+}
+
+// notHTTP hands back what was read.
+func (d *downstream) notHTTP() error {
+	d.rd.Unread()
+	read := append([]byte(nil), d.rd.Peek()...)
+	return &http1.NotHTTPError{HTTP2: isPreface(read), Read: read}
+}
+
+// isPreface reports whether b begins as HTTP/2 does. Source: RFC 9113 section 3.4.
+func isPreface(b []byte) bool {
+	const preface = "PRI * HTTP/2.0\r\n\r\n"
+	return len(b) >= len(preface) && string(b[:len(preface)]) == preface
+}

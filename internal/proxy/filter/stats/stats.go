@@ -1,0 +1,167 @@
+// Package stats counts finished exchanges in Istio's standard metrics.
+//
+// A handle is looked up by its two dozen labels once and then remembered where
+// they come from: with the endpoint for calls going out, with the client's
+// connection for calls coming in.
+package stats
+
+import (
+	"strings"
+	"time"
+
+	"github.com/heddle-mesh/heddle/internal/plan"
+	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/telemetry"
+)
+
+// Config is what the observer needs.
+type Config struct {
+	Registry  *telemetry.Registry
+	Direction plan.Direction
+	Own       telemetry.Workload
+	Now       func() time.Time // nil: time.Now
+}
+
+// New returns the observer.
+func New(cfg Config) func(*exchange.Exchange) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	o := &observer{cfg: cfg}
+	return o.observe
+}
+
+type observer struct{ cfg Config }
+
+func (o *observer) observe(x *exchange.Exchange) {
+	k := exchange.HandleKey{
+		Cluster:  x.Cluster,
+		Code:     x.Response.Status,
+		Flags:    x.Flags,
+		Reporter: uint8(o.cfg.Direction),
+		Own:      &o.cfg.Own,
+	}
+	if o.cfg.Direction == plan.Outbound && x.Upstream.Service.Host == "" {
+		// At the edge strangers choose the authority, and inbound it says nothing.
+		k.Authority = exchange.View(clip(x.Request.Authority))
+	}
+	if isGRPC(x) {
+		k.IsGRPC = true
+		k.GRPC = grpcStatus(x)
+	}
+	memo := x.Upstream.Handles
+	if o.cfg.Direction == plan.Inbound || memo == nil {
+		// The client's connection says who called, and, together with the cluster,
+		// what was called.
+		memo = &x.Conn.Handles
+		k.Peer = x.Peer
+	} else {
+		k.Principal = x.Upstream.PeerID
+		k.Peer = x.Upstream.Workload
+	}
+	m := memo.Get(&k)
+	if m == nil {
+		m = o.cfg.Registry.HTTP(o.labels(x, &k))
+		memo.Put(k, m)
+	}
+	m.Observe(o.cfg.Now().Sub(x.Start), x.RequestBytes, x.ResponseBytes)
+}
+
+// labels resolves all labels.
+func (o *observer) labels(x *exchange.Exchange, k *exchange.HandleKey) telemetry.Labels {
+	l := telemetry.Labels{
+		Code:     k.Code,
+		Flags:    k.Flags.String(),
+		Protocol: telemetry.ProtocolHTTP,
+	}
+	if k.IsGRPC {
+		l.Protocol, l.GRPCStatus = telemetry.ProtocolGRPC, k.GRPC
+	}
+	o.service(&l, x)
+	if l.Service == "" {
+		l.Service = strings.ToValidUTF8(strings.Clone(k.Authority), "") // the key's is a view
+	}
+	own := o.cfg.Own
+	if own.Principal == "" {
+		own.Principal = x.Conn.OwnID
+	}
+	if o.cfg.Direction == plan.Inbound {
+		l.Reporter = telemetry.ReporterDestination
+		l.Destination = own
+		l.Source = x.Conn.Peer
+		if x.Peer != nil {
+			l.Source = *x.Peer
+		}
+		l.Source.Principal = x.Conn.PeerID
+		l.Security = telemetry.NoSecurity
+		if x.Conn.MTLS {
+			l.Security = telemetry.MutualTLS
+		} else {
+			l.Destination.Principal = "" // nobody asked for it
+		}
+		return l
+	}
+	l.Reporter = telemetry.ReporterSource
+	l.Source = own
+	if x.Upstream.Workload != nil {
+		l.Destination = *x.Upstream.Workload
+	}
+	l.Destination.Principal = x.Upstream.PeerID
+	if x.Upstream.PeerID == "" {
+		l.Source.Principal = "" // no certificate was shown
+	}
+	l.Security = telemetry.UnknownSecurity
+	return l
+}
+
+// service names what was called. Traffic that no service claims has the name of
+// the cluster that took it.
+func (o *observer) service(l *telemetry.Labels, x *exchange.Exchange) {
+	s := x.Upstream.Service
+	l.Service, l.ServiceName, l.ServiceNamespace = s.Host, s.Name, s.Namespace
+	if l.Service != "" {
+		return
+	}
+	switch x.Cluster {
+	case "PassthroughCluster", "BlackHoleCluster", "InboundPassthroughCluster":
+		l.ServiceName = x.Cluster
+	case "":
+		// Answered without a cluster: a virtual host of the same name tells.
+		if x.Host != nil {
+			switch x.Host.Name {
+			case "allow_any":
+				l.ServiceName = "PassthroughCluster"
+			case "block_all":
+				l.ServiceName = "BlackHoleCluster"
+			}
+		}
+	}
+}
+
+// clip bounds what a client can put into a label.
+func clip(b []byte) []byte { return b[:min(len(b), 253)] }
+
+// isGRPC reports whether the call is gRPC's by its content type.
+func isGRPC(x *exchange.Exchange) bool {
+	t := x.Request.Header.Get(exchange.ContentType)
+	const grpc = "application/grpc"
+	return exchange.HasPrefixFold(t, grpc) && (len(t) == len(grpc) || t[len(grpc)] == '+' || t[len(grpc)] == ';')
+}
+
+// grpcStatus returns the status from the response's header as a constant string.
+func grpcStatus(x *exchange.Exchange) string {
+	switch s := x.Response.Header.Get(exchange.GRPCStatus); len(s) {
+	case 1:
+		if '0' <= s[0] && s[0] <= '9' {
+			return codes[s[0]-'0' : s[0]-'0'+1]
+		}
+	case 2:
+		if s[0] == '1' && '0' <= s[1] && s[1] <= '6' {
+			i := 10 + 2*(s[1]-'0')
+			return codes[i : i+2]
+		}
+	}
+	return ""
+}
+
+const codes = "0123456789" + "10111213141516"

@@ -1,0 +1,107 @@
+package flags
+
+import (
+	"bufio"
+	"context"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// gcPercent trades some processor time for memory: an idle proxy's heap is a
+	// few megabytes, and there are as many proxies as pods.
+	gcPercent = 50
+	// limitShare of a container's memory limit is where the collector begins to
+	// work harder; the rest is for stacks, code and what the kernel counts.
+	limitShare = 0.8
+)
+
+// small makes the runtime economical, unless the environment says otherwise.
+func small() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		if b, err := os.ReadFile("/sys/fs/cgroup/memory.max"); err == nil {
+			if n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil {
+				debug.SetMemoryLimit(int64(float64(n) * limitShare))
+			}
+		}
+	}
+}
+
+// Times of forget: when the proxy is ready, when the bustle of the start is over,
+// and now and then, for pages that one look at the admin pages brought in.
+const (
+	afterStart = 15 * time.Second
+	nowAndThen = 10 * time.Minute
+)
+
+// keepSmall calls forget from time to time until ctx ends, beginning when ready
+// is closed.
+func keepSmall(ctx context.Context, ready <-chan struct{}) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-ready:
+	}
+	for wait := afterStart; ; wait = nowAndThen {
+		forget()
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		}
+	}
+}
+
+// forget gives memory back that only the start needed: garbage, and the pages of
+// the program file that its initialization read. The latter are most of an idle
+// proxy's resident memory. They come back, from the page cache, when they are
+// used; only mappings that can not have been written to are dropped.
+func forget() {
+	debug.FreeOSMemory()
+	exe, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return
+	}
+	f, err := os.Open("/proc/self/maps")
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		// address range, permissions, offset, device, inode, path
+		words := strings.Fields(lines.Text())
+		if len(words) != 6 || words[5] != exe || strings.Contains(words[1], "w") {
+			continue
+		}
+		from, to, _ := strings.Cut(words[0], "-")
+		begin, err1 := strconv.ParseUint(from, 16, 64)
+		end, err2 := strconv.ParseUint(to, 16, 64)
+		if err1 == nil && err2 == nil && end > begin {
+			syscall.RawSyscall(unix.SYS_MADVISE, uintptr(begin), uintptr(end-begin), unix.MADV_DONTNEED)
+		}
+	}
+}
+
+// connectionLimit is how many clients fit under the limit of open files: each
+// needs a socket, one to its server, and, while bytes stay in the kernel, a pipe
+// for a moment.
+func connectionLimit() int {
+	var l syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil {
+		return 0
+	}
+	const own, most = 256, 1 << 20
+	return int(max(64, (min(l.Cur, most)-min(l.Cur, own))/3))
+}

@@ -1,0 +1,112 @@
+// Package route decides where a request goes: Table answers, for an authority, a
+// path and headers, which virtual host and which of its routes match.
+//
+// A decision is a pure function of the table and the request. Match computes it
+// without allocating; Explain computes the same one and tells of every virtual
+// host and route it looked at and why it passed them by.
+package route
+
+import (
+	"github.com/heddle-mesh/heddle/internal/plan"
+	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+)
+
+// Request is what a decision depends on.
+type Request struct {
+	Method    []byte
+	Scheme    string
+	Authority []byte // with or without port
+	Path      []byte // canonical, without query
+	Query     []byte
+	Header    *exchange.Header
+}
+
+// Of returns what a decision about x depends on.
+func Of(x *exchange.Exchange) Request {
+	r := &x.Request
+	return Request{
+		Method:    r.Method,
+		Scheme:    r.Scheme,
+		Authority: r.Authority,
+		Path:      r.Path,
+		Query:     r.Query,
+		Header:    &r.Header,
+	}
+}
+
+// Decision is the answer. Host is nil if no virtual host has the authority, Route
+// is nil if none of the host's routes matches.
+type Decision struct {
+	Host  *plan.VirtualHost
+	Route *plan.Route
+	Retry *Retry // nil: none
+}
+
+// Table is an indexed plan.RouteConfig. It is immutable.
+type Table struct {
+	Config *plan.RouteConfig
+
+	hosts  []*host
+	index  index
+	ignore bool // the authority's port
+}
+
+// host is a virtual host with its compiled routes.
+type host struct {
+	plan   *plan.VirtualHost
+	routes []rule
+}
+
+// NewTable indexes a route configuration. It fails, naming every fault, if a
+// regular expression does not compile or a domain occurs twice.
+func NewTable(c *plan.RouteConfig) (*Table, error) {
+	t := &Table{Config: c, ignore: c.IgnorePort}
+	return t, t.build(c)
+}
+
+// Match returns the decision for r.
+func (t *Table) Match(r Request) Decision { return t.match(&r, nil) }
+
+func (t *Table) match(r *Request, trace *Trace) Decision {
+	h := t.index.find(r.Authority, t.ignore)
+	if trace != nil {
+		trace.host(t, r.Authority, h)
+	}
+	if h == nil {
+		return Decision{}
+	}
+	for i := range h.routes {
+		ok := h.routes[i].matches(r)
+		if trace != nil {
+			trace.route(&h.routes[i], *r, ok)
+		}
+		if ok {
+			return Decision{Host: h.plan, Route: h.routes[i].plan, Retry: h.routes[i].retry}
+		}
+	}
+	return Decision{Host: h.plan}
+}
+
+// Pick chooses one share of a split. random is uniform over all its values. It
+// returns "" if there is nothing to choose.
+func Pick(shares []plan.WeightedCluster, random uint64) string {
+	if len(shares) == 1 {
+		return shares[0].Cluster
+	}
+	total := uint64(0)
+	for i := range shares {
+		total += uint64(shares[i].Weight)
+	}
+	if total == 0 {
+		return ""
+	}
+	at := (random >> 32) * total >> 32
+	for i := range shares {
+		w := uint64(shares[i].Weight)
+		if at < w {
+			return shares[i].Cluster
+		}
+		at -= w
+	}
+	return ""
+}

@@ -1,0 +1,202 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"net/netip"
+	"slices"
+
+	"github.com/heddle-mesh/heddle/internal/plan"
+	"github.com/heddle-mesh/heddle/internal/proxy/mtls"
+)
+
+// What a sidecar offers another one. The first that the server knows is agreed
+// on; "istio" alone says that the client is a sidecar.
+var (
+	httpALPN = []string{"istio-http/1.1", "istio", "http/1.1"}
+	tcpALPN  = []string{"istio-peer-exchange", "istio"}
+)
+
+// tlsConfigs makes the configurations for pooled and for plain connections.
+func (c *Cluster) tlsConfigs(t *plan.ClientTLS) (http, tcp *tls.Config) {
+	if t == nil || c.set.cfg.TLS == nil {
+		return nil, nil
+	}
+	if !t.Auto && !slices.Contains(t.ALPN, "istio") {
+		// An external server: it gets what the configuration says.
+		config := c.set.cfg.TLS(t)
+		return config, config
+	}
+	with := func(alpn []string) *tls.Config {
+		own := *t
+		own.ALPN = alpn
+		return c.set.cfg.TLS(&own)
+	}
+	return with(httpALPN), with(tcpALPN)
+}
+
+// open returns a new connection to e, or one that another request handed over.
+func (c *Cluster) open(ctx context.Context, s *state, e *Endpoint, w *Want, pooled bool) (*Conn, error) {
+	// A request that waits for its connection being made is pending as well as
+	// one that waits for the permission to make it.
+	if n := c.pending.Add(1); pooled && s.plan.MaxPending > 0 && n > int64(s.plan.MaxPending) {
+		c.pending.Add(-1)
+		return nil, ErrOverflow
+	}
+	defer c.pending.Add(-1)
+
+	var only *Endpoint
+	if !pooled || s.plan.Discovery == plan.OriginalDst {
+		only = e
+	}
+	if ok, waiter := c.slots.take(only); !ok {
+		conn, err := c.queue(ctx, s, e, w, waiter, pooled)
+		if conn != nil || err != nil {
+			return conn, err
+		}
+	}
+	conn, err := c.dial(ctx, s, e, w, pooled)
+	if err != nil {
+		c.slots.free()
+		return nil, err
+	}
+	c.Stats.CxActive.Add(1)
+	c.Stats.CxTotal.Add(1)
+	e.Stats.CxActive.Add(1)
+	e.Stats.CxTotal.Add(1)
+	return conn, nil
+}
+
+// queue waits for a slot. It returns a connection, an error, or neither: then the
+// caller has a slot and dials.
+func (c *Cluster) queue(ctx context.Context, s *state, e *Endpoint, w *Want, waiter *waiter, pooled bool) (*Conn, error) {
+	if !pooled && s.plan.MaxPending > 0 && c.pending.Load() > int64(s.plan.MaxPending) {
+		if conn, ok := c.slots.leave(waiter); ok {
+			c.giveBack(conn)
+		}
+		return nil, ErrOverflow
+	}
+	// Between the look at the pool and the queueing a connection may have become
+	// idle; and those to other endpoints must not keep this one from its turn.
+	if pooled && !w.Fresh {
+		if conn := c.reuse(e); conn != nil {
+			if other, ok := c.slots.leave(waiter); ok {
+				c.giveBack(other)
+			}
+			return conn, nil
+		}
+	}
+	c.evictIdle()
+
+	if !w.Deadline.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, w.Deadline)
+		defer cancel()
+	}
+	for {
+		conn, ok := c.slots.wait(ctx, waiter)
+		switch {
+		case !ok:
+			if !w.Deadline.IsZero() && !c.set.cfg.Now().Before(w.Deadline) {
+				return nil, ErrDeadline
+			}
+			return nil, ctx.Err()
+		case conn != nil && conn.stale():
+			conn.discard() // frees a slot for someone, perhaps for us
+			if ok, waiter = c.slots.take(waiter.only); !ok {
+				continue
+			}
+			return nil, nil
+		}
+		return conn, nil
+	}
+}
+
+// giveBack passes on what was granted to a request that needs it no more.
+func (c *Cluster) giveBack(conn *Conn) {
+	if conn == nil {
+		c.slots.free()
+	} else if !c.slots.offer(conn) && !conn.Endpoint.putIdle(conn, c.state.Load().idleTimeout) {
+		conn.discard()
+	}
+}
+
+// evictIdle closes one idle connection of the cluster.
+func (c *Cluster) evictIdle() {
+	c.mu.Lock()
+	var all []*Endpoint
+	all = append(all, c.state.Load().endpoints...)
+	for _, e := range c.byDst {
+		all = append(all, e)
+	}
+	c.mu.Unlock()
+	for _, e := range all {
+		if conn := e.takeIdle(); conn != nil {
+			conn.discard()
+			return
+		}
+	}
+}
+
+// dial opens and secures a connection.
+func (c *Cluster) dial(parent context.Context, s *state, e *Endpoint, w *Want, pooled bool) (*Conn, error) {
+	deadline := c.set.cfg.Now().Add(s.connectTimeout)
+	if !w.Deadline.IsZero() && w.Deadline.Before(deadline) {
+		deadline = w.Deadline
+	}
+	ctx, cancel := context.WithDeadline(parent, deadline)
+	defer cancel()
+
+	conn, err := c.establish(ctx, s, e, w, pooled)
+	if err != nil {
+		c.Stats.CxConnectFail.Add(1)
+		e.Stats.CxConnectFail.Add(1)
+		return nil, connectError(parent, w.Deadline, c.set.cfg.Now(), e, err)
+	}
+	conn.cluster, conn.Endpoint, conn.secured = c, e, s.secured
+	conn.setProbe()
+	return conn, nil
+}
+
+func (c *Cluster) establish(ctx context.Context, s *state, e *Endpoint, w *Want, pooled bool) (*Conn, error) {
+	source := s.plan.BindAddress
+	if source.IsValid() && source.Is4() != e.Address.Addr().Unmap().Is4() {
+		source = netip.Addr{}
+	}
+	t := s.plan.TLS
+	secure := t != nil && (!t.Auto || e.MTLS)
+	if secure && t.Certificate != "" && c.set.cfg.Identity != nil && c.set.cfg.Identity.Current() == nil {
+		return nil, mtls.ErrNoIdentity // before bothering the other side
+	}
+	nc, err := c.set.cfg.Network.Dial(ctx, source, e.Address)
+	if err != nil {
+		return nil, err
+	}
+	conn := &Conn{Conn: nc, Local: addrPort(nc.LocalAddr()), Remote: e.Address}
+	if !secure {
+		return conn, nil
+	}
+	config := s.tcp
+	if pooled {
+		config = s.http
+	}
+	if config == nil { // never in plain text what should be secret
+		nc.Close()
+		return nil, mtls.ErrUnknownSecret
+	}
+	if w.ALPN != nil {
+		config = config.Clone()
+		config.NextProtos = w.ALPN
+	}
+	secured := tls.Client(nc, config)
+	if err := secured.HandshakeContext(ctx); err != nil {
+		nc.Close()
+		return nil, err
+	}
+	cs := secured.ConnectionState()
+	conn.Conn = secured
+	conn.PeerID = mtls.PeerID(cs)
+	conn.MTLS = t.Certificate != ""
+	conn.ALPN = cs.NegotiatedProtocol
+	return conn, nil
+}

@@ -1,0 +1,108 @@
+package upstream
+
+import (
+	"context"
+	"slices"
+	"sync"
+)
+
+// slots limits the open connections of a cluster, and queues those that want one
+// when there is none left. A slot belongs to a connection from before it is
+// dialled until after it is closed.
+type slots struct {
+	mu sync.Mutex
+	// mu guards
+	max   uint32 // 0: no limit
+	used  uint32
+	queue []*waiter // first come, first served
+}
+
+// waiter is one request in the queue.
+type waiter struct {
+	// granted gets a connection, or nil for the permission to dial. cap 1.
+	granted chan *Conn
+	// only is the one endpoint that will do, or nil for any.
+	only *Endpoint
+}
+
+// limit sets the number of slots. If there are more now, the queue moves.
+func (s *slots) limit(max uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.max = max
+	for len(s.queue) > 0 && s.room() {
+		s.used++
+		s.pop(0) <- nil
+	}
+}
+
+func (s *slots) room() bool { return s.max == 0 || s.used < s.max }
+
+func (s *slots) pop(i int) chan *Conn {
+	w := s.queue[i]
+	s.queue = slices.Delete(s.queue, i, i+1)
+	return w.granted
+}
+
+// take gets a slot at once, or queues up if only is true that there is none.
+func (s *slots) take(only *Endpoint) (ok bool, w *waiter) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.room() {
+		s.used++
+		return true, nil
+	}
+	w = &waiter{granted: make(chan *Conn, 1), only: only}
+	s.queue = append(s.queue, w)
+	return false, w
+}
+
+// free gives a slot back, or on to the first in the queue.
+func (s *slots) free() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.queue) > 0 && (s.max == 0 || s.used <= s.max) {
+		s.pop(0) <- nil
+		return
+	}
+	s.used--
+}
+
+// offer hands a connection with its slot to the first that it suits.
+func (s *slots) offer(c *Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, w := range s.queue {
+		if w.only == nil || w.only == c.Endpoint {
+			s.pop(i) <- c
+			return true
+		}
+	}
+	return false
+}
+
+// leave takes w out of the queue. If it was granted something meanwhile, ok is
+// true and what was granted is the caller's.
+func (s *slots) leave(w *waiter) (c *Conn, ok bool) {
+	s.mu.Lock()
+	i := slices.Index(s.queue, w)
+	if i >= 0 {
+		s.queue = slices.Delete(s.queue, i, i+1)
+	}
+	s.mu.Unlock()
+	if i >= 0 {
+		return nil, false
+	}
+	return <-w.granted, true
+}
+
+// wait blocks until something is granted: a connection, or nil for the permission
+// to dial.
+func (s *slots) wait(ctx context.Context, w *waiter) (c *Conn, ok bool) {
+	select {
+	case c := <-w.granted:
+		return c, true
+	case <-ctx.Done():
+		return s.leave(w)
+	}
+}

@@ -1,0 +1,353 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/heddle-mesh/heddle/internal/compile"
+	"github.com/heddle-mesh/heddle/internal/encode"
+)
+
+// stream is one proxy's connection. Its loop sends and is the only one to do so;
+// marks from outside only leave notes and wake it.
+type stream struct {
+	server  *Server
+	wire    wire
+	node    string // the whole node id
+	version string // of the proxy
+	began   time.Time
+	wake    chan struct{} // holds one token while there are notes
+
+	mu sync.Mutex
+	// mu guards the notes, and the machine with what belongs to it, which are
+	// read for status. It is never held while sending.
+	publication *publication        // to be taken from
+	unpushed    bool                // it is newer than what was pushed
+	dirty       map[string]struct{} // EDS names whose endpoints differ
+	proxy       *compile.Proxy      // Asked changes
+	machine     machine
+	have        *resources          // nil until the first world
+	sweep       *time.Timer         // runs while clusters are leaving
+	taken       *publication        // that have was made from
+	watching    map[string][]string // EDS names by service port
+	sentAt      map[string]time.Time
+	ackedAt     map[string]time.Time
+	converging  time.Time // when the change came that is sent but not acknowledged; else zero
+}
+
+// serve runs one stream to its end.
+func (s *Server) serve(ctx context.Context, auth Authenticator, w wire, m machine) error {
+	first, err := w.recv()
+	if err != nil {
+		return err
+	}
+	proxy, err := proxyOf(first.node)
+	if err != nil {
+		return status.Error(codes.InvalidArgument, err.Error())
+	}
+	if err := s.who(ctx, auth, proxy); err != nil {
+		s.cfg.Log.Warn("proxy turned away", "node", first.node.GetId(), "err", err)
+		return err
+	}
+	st := &stream{
+		server: s, wire: w, machine: m, proxy: proxy,
+		node:    first.node.GetId(),
+		version: first.node.GetMetadata().GetFields()["ISTIO_VERSION"].GetStringValue(),
+		began:   time.Now(),
+		wake:    make(chan struct{}, 1),
+		dirty:   map[string]struct{}{}, watching: map[string][]string{},
+		sentAt: map[string]time.Time{}, ackedAt: map[string]time.Time{},
+	}
+	if err := s.add(st); err != nil {
+		return err
+	}
+	defer s.remove(st)
+	s.cfg.Log.Info("proxy connected", "node", st.node)
+	err = st.loop(ctx, first)
+	s.cfg.Log.Info("proxy gone", "node", st.node, "err", err)
+	return err
+}
+
+// loop answers requests and sends changes until the stream ends.
+func (st *stream) loop(ctx context.Context, first *request) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer st.stopSweeping()
+	requests, lost := make(chan *request), make(chan error, 1)
+	// gRPC ends a recv when the handler returns, not before, so this goroutine
+	// cannot be waited for here; it ends right after.
+	go func() {
+		for r, err := first, error(nil); ; r, err = st.wire.recv() {
+			if err != nil {
+				lost <- err
+				return
+			}
+			select {
+			case requests <- r:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	// Without a world there is nothing to answer with; requests are kept in the
+	// machine until there is.
+	for {
+		var err error
+		select {
+		case r := <-requests:
+			err = st.take(r)
+		case <-st.wake:
+			err = st.push()
+		case <-st.sweeping():
+			err = st.clean()
+		case err := <-lost:
+			if errors.Is(err, io.EOF) || status.Code(err) == codes.Canceled {
+				return nil
+			}
+			return err
+		case <-ctx.Done():
+			return nil
+		case <-st.server.stop:
+			return errStopping
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// take handles one request.
+func (st *stream) take(r *request) error {
+	st.mu.Lock()
+	verdict, ask, err := st.machine.take(r)
+	if err != nil {
+		st.mu.Unlock()
+		return status.Error(codes.ResourceExhausted, err.Error())
+	}
+	switch verdict {
+	case refused:
+		st.server.counts.reject(r.typeURL)
+		st.server.cfg.Log.Warn("proxy refused its configuration", "node", st.node, "type", r.typeURL, "err", r.refused)
+	case accepted:
+		st.acknowledged(r)
+	case superseded:
+		st.server.counts.stale.Add(1)
+	}
+	if r.typeURL == encode.EndpointType && ask {
+		st.indexEndpoints()
+	}
+	if r.typeURL == encode.ListenerType && ask && st.proxy.Class == compile.GRPC {
+		// What a gRPC client gets depends on what it asks for.
+		p := *st.proxy
+		p.Asked = slices.Sorted(maps.Keys(st.machine.watched(encode.ListenerType)))
+		st.proxy = &p
+		st.taken = nil
+	}
+	answer := ask && st.refresh()
+	var out *response
+	if answer {
+		out = st.respond(r.typeURL, nil)
+	}
+	st.mu.Unlock()
+	return st.send(out)
+}
+
+// acknowledged notes an ACK.
+func (st *stream) acknowledged(r *request) {
+	t := st.machine.status()[r.typeURL]
+	if r.nonce == "" || r.nonce != t.Acked {
+		return
+	}
+	now := time.Now()
+	st.ackedAt[r.typeURL] = now
+	if st.converging.IsZero() {
+		return
+	}
+	for _, t := range st.machine.status() {
+		if !t.Synced() {
+			return
+		}
+	}
+	st.server.counts.converged(now.Sub(st.converging))
+	st.converging = time.Time{}
+}
+
+// push sends what the notes are about.
+func (st *stream) push() error {
+	st.mu.Lock()
+	config, names := st.unpushed, slices.Sorted(maps.Keys(st.dirty))
+	st.unpushed = false
+	clear(st.dirty)
+	ready := st.refresh()
+	if config && ready && st.converging.IsZero() {
+		st.converging = st.taken.changed
+	}
+	st.mu.Unlock()
+	switch {
+	case !ready:
+		return nil
+	case !config:
+		_, err := st.say(encode.EndpointType, names)
+		return err
+	}
+	said := false
+	for _, typ := range pushOrder {
+		something, err := st.say(typ, nil)
+		if err != nil {
+			return err
+		}
+		said = said || something
+	}
+	if !said {
+		st.mu.Lock()
+		st.converging = time.Time{} // there is nothing to be acknowledged
+		st.mu.Unlock()
+	}
+	return nil
+}
+
+// say sends what is due of one type.
+func (st *stream) say(typeURL string, only []string) (something bool, err error) {
+	st.mu.Lock()
+	out := st.respond(typeURL, only)
+	st.mu.Unlock()
+	return out != nil, st.send(out)
+}
+
+// respond makes the response of a type, if one is due.
+func (st *stream) respond(typeURL string, only []string) *response {
+	out := st.machine.respond(typeURL, st.have, only)
+	if out == nil {
+		return nil
+	}
+	if typeURL == encode.ClusterType {
+		// "Warming of Cluster is completed only when a new ClusterLoadAssignment
+		// response is supplied by management server even if there is no change in
+		// endpoints."
+		st.machine.forget(encode.EndpointType, out.changed)
+	}
+	st.sentAt[typeURL] = time.Now()
+	st.server.counts.push(typeURL)
+	return out
+}
+
+func (st *stream) send(out *response) error {
+	if out == nil {
+		return nil
+	}
+	return st.wire.send(out)
+}
+
+// refresh takes the configuration from the noted publication, if it is newer, and
+// reports whether there is one. If it cannot be made, the proxy keeps what it has.
+func (st *stream) refresh() bool {
+	if st.have != nil && st.taken == st.publication {
+		return true
+	}
+	if st.publication == nil {
+		return false
+	}
+	p, err := st.server.plans.of(st.publication.world, st.proxy)
+	if err != nil {
+		st.server.fault("%w", err)
+		if st.have != nil {
+			st.taken = st.publication
+		}
+		return st.have != nil
+	}
+	next := &resources{planned: p, endpoints: st.server.eds, named: st.proxy.Class == compile.GRPC}
+	if st.have != nil {
+		next.leaving = st.have.gone(p)
+		if len(next.leaving) > 0 && st.sweep == nil {
+			st.sweep = time.NewTimer(linger)
+		}
+	}
+	st.taken, st.have = st.publication, next
+	return true
+}
+
+// linger is how long a cluster that is gone stays, so that the new routes reach
+// the proxy first, and requests that were sent there by the old ones end. "Stale
+// CDS clusters and related EDS endpoints (ones no longer being referenced) can
+// then be removed."
+const linger = time.Second
+
+// sweeping returns a channel that delivers when clusters have lingered.
+func (st *stream) sweeping() <-chan time.Time {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.sweep == nil {
+		return nil
+	}
+	return st.sweep.C
+}
+
+func (st *stream) stopSweeping() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.sweep != nil {
+		st.sweep.Stop()
+	}
+}
+
+// clean removes the clusters that have lingered, and their endpoints.
+func (st *stream) clean() error {
+	st.mu.Lock()
+	st.sweep = nil
+	swept := *st.have
+	swept.leaving = nil
+	st.have = &swept
+	st.mu.Unlock()
+	if _, err := st.say(encode.ClusterType, nil); err != nil {
+		return err
+	}
+	_, err := st.say(encode.EndpointType, nil)
+	return err
+}
+
+// indexEndpoints notes which service ports the stream watches.
+func (st *stream) indexEndpoints() {
+	clear(st.watching)
+	for name := range st.machine.watched(encode.EndpointType) {
+		k := endpointKey(name)
+		st.watching[k] = append(st.watching[k], name)
+	}
+}
+
+// markConfig notes that there is a newer configuration.
+func (st *stream) markConfig(p *publication) {
+	st.mu.Lock()
+	st.publication, st.unpushed = p, true
+	st.mu.Unlock()
+	st.awake()
+}
+
+// markEndpoints notes that the endpoints of some service ports differ.
+func (st *stream) markEndpoints(keys []string) {
+	st.mu.Lock()
+	for _, k := range keys {
+		for _, name := range st.watching[k] {
+			st.dirty[name] = struct{}{}
+		}
+	}
+	found := len(st.dirty) > 0
+	st.mu.Unlock()
+	if found {
+		st.awake()
+	}
+}
+
+func (st *stream) awake() {
+	select {
+	case st.wake <- struct{}{}:
+	default:
+	}
+}
