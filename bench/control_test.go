@@ -1,5 +1,3 @@
-// Package bench holds benchmarks of the whole product, as opposed to those of
-// one package, which stand beside the code.
 package bench
 
 import (

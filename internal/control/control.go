@@ -124,11 +124,13 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.complete(); err != nil {
 		return err
 	}
+	g := life.NewGroup(ctx)
+	defer g.Stop()
 	reg := newRegister(cfg.Log, cfg.OnFaults)
 	batches := make(chan config.Batch)
 	source, err := cfg.NewSource(func(b config.Batch) {
 		reg.accepted(b)
-		send(ctx, batches, b)
+		send(g.Context(), batches, b)
 	}, reg.heard)
 	if err != nil {
 		return err
@@ -150,7 +152,6 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer doors.close()
 
-	g := life.NewGroup(ctx)
 	g.Go("source", source.Run)
 	g.Go("world", func(ctx context.Context) error { return keepWorld(ctx, batches, builder, reg, xds) })
 	g.Go("xds", xds.Run)
@@ -298,7 +299,8 @@ func serveGRPC(s *grpc.Server, l net.Listener) func(context.Context) error {
 		})
 		err := s.Serve(l)
 		if stop() {
-			return err // it ended by itself
+			s.Stop() // it ended by itself, with calls still open
+			return err
 		}
 		<-over
 		return nil

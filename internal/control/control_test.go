@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -541,6 +542,37 @@ func TestDebugPagesAreForThisMachine(t *testing.T) {
 		t.Errorf("with leave: status %d", code)
 	}
 }
+
+// TestAPartThatFailsEndsTheWhole holds that Run does not go on without a port, and
+// that nothing it started outlives it.
+func TestAPartThatFailsEndsTheWhole(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "mesh.yaml")
+	if err := os.WriteFile(file, []byte(mesh), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		done <- control.Run(t.Context(), control.Config{
+			Sources: []string{file}, PlainAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler),
+			Listen: func(ctx context.Context, network, addr string) (net.Listener, error) {
+				l, err := (&net.ListenConfig{}).Listen(ctx, network, addr)
+				return brokenListener{l}, err
+			},
+		})
+	}()
+	select {
+	case err := <-done:
+		if err == nil || !strings.Contains(err.Error(), "out of order") {
+			t.Errorf("Run: %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("Run goes on without its ports")
+	}
+}
+
+type brokenListener struct{ net.Listener }
+
+func (brokenListener) Accept() (net.Conn, error) { return nil, errors.New("out of order") }
 
 type farListener struct{ net.Listener }
 

@@ -284,7 +284,8 @@ func serveHTTP(h http.Handler, l net.Listener) func(context.Context) error {
 		})
 		err := s.Serve(l)
 		if stop() {
-			return err // it ended by itself
+			_ = s.Close() // it ended by itself, with requests still open
+			return err
 		}
 		<-over
 		if errors.Is(err, http.ErrServerClosed) {

@@ -16,6 +16,7 @@ const (
 	clusterDomain   = "cluster.local"
 	nodeName        = "heddle"
 	systemNamespace = "istio-system"
+	meshConfigName  = "istio" // the ConfigMap with the mesh's settings
 	istiodName      = "istiod"
 	istiodHost      = istiodName + "." + systemNamespace + ".svc"
 	istiodPort      = 15012

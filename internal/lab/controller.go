@@ -21,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/heddle-mesh/heddle/internal/config"
+	"github.com/heddle-mesh/heddle/internal/config/analyze"
 	"github.com/heddle-mesh/heddle/internal/host"
 	"github.com/heddle-mesh/heddle/internal/lab/network"
 	"github.com/heddle-mesh/heddle/internal/model"
@@ -36,7 +37,8 @@ type controller struct {
 	builtin []*config.Object
 	dir     *objectDir
 	objects *objectBox
-	notify  func(string) // for whoever watches
+	notify  func(string)         // for whoever watches
+	faults  func([]config.Fault) // likewise
 
 	// The following act on the world outside.
 	setService func(netip.Addr, []network.ServicePort) error
@@ -56,7 +58,8 @@ type controller struct {
 	fed     map[config.Key]*config.Object // what the builder was given last
 	builder *model.Builder
 	vips    map[netip.Addr]bool
-	serving bool // the control plane has been ready once
+	found   map[string]bool // by analyze
+	serving bool            // the control plane has been ready once
 	running sync.WaitGroup
 	began   time.Time
 }
@@ -91,9 +94,6 @@ func (c *controller) apply(ctx context.Context, b config.Batch) {
 	}
 }
 
-// shutdownGrace is what programs get when the whole mesh ends.
-const shutdownGrace = 2 * time.Second
-
 // run controls until soft ends, then ends all pods; the end of hard leaves them
 // no time. It returns when no pod is left.
 func (c *controller) run(soft, hard context.Context) error {
@@ -102,13 +102,14 @@ func (c *controller) run(soft, hard context.Context) error {
 		select {
 		case <-soft.Done():
 			for _, p := range c.list() {
-				p.stop(min(p.gracePeriod(), shutdownGrace))
+				p.shutdown()
 			}
 			c.running.Wait()
 			return nil
 		case b := <-c.batches:
 			changes := c.take(b)
 			c.reconcile(hard)
+			c.analyze()
 			select {
 			case <-c.synced:
 				if changes != "" {
@@ -124,6 +125,24 @@ func (c *controller) run(soft, hard context.Context) error {
 			default: // nothing is known yet
 			}
 		}
+	}
+}
+
+// analyze reports what does not fit together among the objects, each finding
+// when it first shows up.
+func (c *controller) analyze() {
+	var fresh []config.Fault
+	found := make(map[string]bool)
+	for _, f := range analyze.Check(slices.Collect(maps.Values(c.intended()))) {
+		text := f.Error()
+		found[text] = true
+		if !c.found[text] {
+			fresh = append(fresh, f)
+		}
+	}
+	c.found = found
+	if len(fresh) > 0 {
+		c.faults(fresh)
 	}
 }
 
@@ -275,7 +294,7 @@ func (c *controller) steer(hard context.Context, objects map[config.Key]*config.
 	}
 	for _, p := range c.list() {
 		if p.deployment != "" && !deployments[p.object.Namespace+"/"+p.deployment] || p.deployment == "" && !wanted[p.key()] {
-			p.stop(p.gracePeriod())
+			p.stop()
 		}
 	}
 }
@@ -302,13 +321,16 @@ func (c *controller) stopPod(key string) {
 	p := c.pods[key]
 	c.mu.Unlock()
 	if p != nil {
-		p.stop(p.gracePeriod())
+		p.stop()
 	}
 }
 
 // startPod makes a pod of a template and lets it run.
 func (c *controller) startPod(hard context.Context, objects map[config.Key]*config.Object, from *config.Object, template *corev1.PodTemplateSpec, name, deployment, hash string) {
-	object := makePod(objects, from.Namespace, template, name, deployment, hash)
+	object, err := makePod(objects, from.Namespace, template, name, deployment)
+	if err != nil {
+		c.kubelet.complain(fmt.Sprintf("pod %s/%s: %v", from.Namespace, name, err))
+	}
 	dir := filepath.Dir(from.Pos.File)
 	if from.Pos.File == "" {
 		dir = "/"
@@ -326,8 +348,8 @@ func (c *controller) startPod(hard context.Context, objects map[config.Key]*conf
 }
 
 // makePod returns the pod that a template stands for, with its proxy if it gets
-// one.
-func makePod(objects map[config.Key]*config.Object, namespace string, template *corev1.PodTemplateSpec, name, deployment, hash string) *corev1.Pod {
+// one. An error says which settings of the proxy were left out.
+func makePod(objects map[config.Key]*config.Object, namespace string, template *corev1.PodTemplateSpec, name, deployment string) (*corev1.Pod, error) {
 	pod := &corev1.Pod{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
 		ObjectMeta: *template.ObjectMeta.DeepCopy(),
@@ -351,10 +373,13 @@ func makePod(objects map[config.Key]*config.Object, namespace string, template *
 	if ns := objects[config.Key{Kind: config.Namespace, Name: namespace}]; ns != nil {
 		namespaceLabels = ns.Labels
 	}
-	if injected(namespace, namespaceLabels, template) {
-		inject(pod, workload, isGateway(template))
+	if !injected(namespace, namespaceLabels, template) {
+		return pod, nil
 	}
-	return pod
+	mesh, _ := (&snapshot{objects: objects}).configMap(systemNamespace, meshConfigName)
+	cfg, err := proxyConfig(mesh, template.Annotations[configAnnotation])
+	inject(pod, workload, isGateway(template), cfg)
+	return pod, err
 }
 
 // newUID returns a random UUID. Source: RFC 9562 section 5.4.

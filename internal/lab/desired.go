@@ -32,11 +32,14 @@ func Pods(objects []*config.Object) []*corev1.Pod {
 			hash := templateHash(&spec.Spec.Template)
 			start, _ := rollout(spec, hash, nil)
 			for _, name := range start {
-				out = append(out, makePod(all, k.Namespace, &spec.Spec.Template, name, k.Name, hash))
+				// Settings of the proxy that can not be read are left out, as there.
+				pod, _ := makePod(all, k.Namespace, &spec.Spec.Template, name, k.Name)
+				out = append(out, pod)
 			}
 		case *corev1.Pod:
 			template := &corev1.PodTemplateSpec{ObjectMeta: spec.ObjectMeta, Spec: spec.Spec}
-			out = append(out, makePod(all, k.Namespace, template, k.Name, "", templateHash(template)))
+			pod, _ := makePod(all, k.Namespace, template, k.Name, "")
+			out = append(out, pod)
 		}
 	}
 	return out

@@ -90,7 +90,7 @@ func canonical(labels map[string]string, workload string) (name, revision string
 // inject adds what Istio's webhook adds: the container istio-proxy and the
 // labels by which the rest of the mesh knows a pod with a proxy. The container
 // says what is particular to this pod; the lab knows how to run it.
-func inject(pod *corev1.Pod, workload string, gateway bool) {
+func inject(pod *corev1.Pod, workload string, gateway bool, config map[string]any) {
 	role := "sidecar"
 	if gateway {
 		role = "gateway"
@@ -127,7 +127,7 @@ func inject(pod *corev1.Pod, workload string, gateway bool) {
 			c.Args = []string{role}
 		}
 	}
-	c.Env = slices.Concat(proxyEnv(pod, workload), c.Env)
+	c.Env = slices.Concat(proxyEnv(pod, workload, config), c.Env)
 	if c.ReadinessProbe == nil {
 		c.ReadinessProbe = proxyReadiness()
 	}

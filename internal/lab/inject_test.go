@@ -62,7 +62,7 @@ func TestInjectAddsProxyFirstAndItsLabels(t *testing.T) {
 	}
 	before := pod.DeepCopy()
 	labels := pod.Labels
-	inject(pod, "reviews-v1", false)
+	inject(pod, "reviews-v1", false, nil)
 	if len(pod.Spec.Containers) != 2 || pod.Spec.Containers[0].Name != proxyContainer || pod.Spec.Containers[1].Name != "app" {
 		t.Fatalf("containers = %v", pod.Spec.Containers)
 	}
@@ -93,7 +93,7 @@ func TestInjectTurnsGatewayContainerIntoProxy(t *testing.T) {
 	pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{
 		Name: proxyContainer, Image: "auto", Env: []corev1.EnvVar{{Name: "POD_NAME", Value: "mine"}},
 	}}}}
-	inject(pod, "ingress", true)
+	inject(pod, "ingress", true, nil)
 	c := pod.Spec.Containers[0]
 	if len(pod.Spec.Containers) != 1 || !slices.Equal(c.Command, []string{"heddle-proxy"}) || !slices.Equal(c.Args, []string{"gateway"}) {
 		t.Fatalf("container = %+v", c)
@@ -113,5 +113,48 @@ func TestGatewayTemplate(t *testing.T) {
 		if got := isGateway(pod); got != want {
 			t.Errorf("isGateway(%q) = %v", value, got)
 		}
+	}
+}
+
+// A proxy's settings are those of the mesh, and then those of its pod.
+func TestProxyConfigOfAPod(t *testing.T) {
+	mesh := &corev1.ConfigMap{Data: map[string]string{"mesh": `
+accessLogFile: /dev/stdout
+defaultConfig:
+  discoveryAddress: elsewhere:15012
+  drainDuration: 10s
+  proxyMetadata: {ISTIO_META_DNS_CAPTURE: "true", A: mesh}
+`}}
+	for _, c := range []struct {
+		name, annotation string
+		dns, hold        bool
+		drain            string
+	}{
+		{"of the mesh", "", true, false, "10s"},
+		{"of the pod", "drainDuration: 20s\nholdApplicationUntilProxyStarts: true\nproxyMetadata: {ISTIO_META_DNS_CAPTURE: \"false\"}", false, true, "20s"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg, err := proxyConfig(mesh, c.annotation)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pod := &corev1.Pod{}
+			inject(pod, "web", false, cfg)
+			if got := capturesDNS(pod); got != c.dns {
+				t.Errorf("captures DNS = %v", got)
+			}
+			if got := holdsApplication(pod); got != c.hold {
+				t.Errorf("holds the application = %v", got)
+			}
+			if cfg["drainDuration"] != c.drain || cfg["discoveryAddress"] != istiodAddress {
+				t.Errorf("configuration = %v", cfg)
+			}
+			if m := cfg["proxyMetadata"].(map[string]any); m["A"] != "mesh" {
+				t.Errorf("metadata of the mesh got lost: %v", m)
+			}
+		})
+	}
+	if _, err := proxyConfig(nil, "a: [b"); err == nil {
+		t.Error("no word on an annotation that can not be read")
 	}
 }

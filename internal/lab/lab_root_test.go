@@ -213,7 +213,7 @@ spec:
     spec:
       containers:
       - name: details
-        command: [bookstore, details]
+        command: [sh, -c, "echo one; echo two; exec bookstore details"]
         readinessProbe: {httpGet: {path: /health, port: 9080}}
 ---
 apiVersion: v1
@@ -277,8 +277,8 @@ func TestPodsAsAUserSeesThem(t *testing.T) {
 				if out, errs, status := m.run("", "logs", "client"); out != "started as client\n" || status != 0 {
 					t.Errorf("got %q, %q, status %d", out, errs, status)
 				}
-				if out, _, _ := m.run("", "logs", "deployment/details", "--tail", "1"); strings.Count(out, "\n") != 1 {
-					t.Errorf("one line of a Deployment's pod is %q", out)
+				if out, _, _ := m.run("", "logs", "deployment/details", "--tail", "1"); out != "two\n" {
+					t.Errorf("the last line of a Deployment's pod is %q", out)
 				}
 			})
 			t.Run("a program that ends is started again, and ps says so", func(t *testing.T) {
@@ -292,7 +292,7 @@ func TestPodsAsAUserSeesThem(t *testing.T) {
 				m.eventually("a restart", func() bool { return slices.ContainsFunc(m.pods(), restarted) })
 			})
 			t.Run("an edit replaces pods one by one", func(t *testing.T) {
-				m.write("shop.yaml", strings.Replace(plainShop, "command: [bookstore, details]", "command: [bookstore, details]\n        env: [{name: NEW, value: yes}]", 1))
+				m.write("shop.yaml", strings.Replace(plainShop, "        readinessProbe:", "        env: [{name: NEW, value: \"yes\"}]\n        readinessProbe:", 1))
 				m.eventually("two new pods", func() bool {
 					n := 0
 					for _, p := range m.pods() {
@@ -427,53 +427,60 @@ spec:
 	}
 }
 
-// footprint is everything of a mesh that could stay behind on a machine.
-func footprint(t *testing.T) map[string]string {
+// footprint is what of a mesh could stay behind on a machine; mark is in the
+// environment of all its processes.
+func footprint(t *testing.T, mark string) map[string]string {
 	t.Helper()
 	out := make(map[string]string)
-	command := func(name string, args ...string) {
-		b, err := exec.Command(name, args...).Output()
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		out[name] = string(b)
+	links, err := exec.Command("ip", "-brief", "link").Output()
+	if err != nil {
+		t.Fatal(err)
 	}
-	command("ip", "-brief", "link")
+	out["links"] = string(links)
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
 		t.Fatal(err)
 	}
 	out["mounts"] = string(mounts)
-	var processes []string
-	dirs, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range dirs {
-		b, err := os.ReadFile(d)
-		if err != nil {
-			continue // it ended
-		}
-		text := string(bytes.ReplaceAll(b, []byte{0}, []byte{' '}))
-		if strings.Contains(text, "heddle") && !strings.Contains(text, "go test") && !strings.Contains(text, ".test ") || strings.Contains(text, "bookstore") {
-			processes = append(processes, text)
-		}
-	}
-	slices.Sort(processes)
-	out["processes"] = strings.Join(processes, "\n")
-	for _, dir := range []string{"/run", "/run/netns", "/var/run", "/tmp", "/dev/shm", "/"} {
+	out["processes"] = strings.Join(processes(t, mark), "\n")
+	for _, dir := range []string{"/run", "/run/netns", "/dev/shm", "/"} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
-			continue
+			continue // it need not exist
 		}
 		var names []string
 		for _, e := range entries {
-			if !strings.HasPrefix(e.Name(), "heddle-bin-") && !strings.HasPrefix(e.Name(), "go-") {
-				names = append(names, e.Name())
-			}
+			names = append(names, e.Name())
 		}
 		out[dir] = strings.Join(names, "\n")
 	}
+	left, err := filepath.Glob(filepath.Join(os.TempDir(), "*heddle*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out["temporary files"] = strings.Join(slices.DeleteFunc(left, func(s string) bool { return strings.Contains(s, "heddle-bin-") }), "\n")
+	return out
+}
+
+// processes lists those with mark in their environment.
+func processes(t *testing.T, mark string) []string {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/environ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil || !bytes.Contains(b, []byte(mark)) {
+			continue // another's, or it ended
+		}
+		cmdline, err := os.ReadFile(filepath.Join(filepath.Dir(f), "cmdline"))
+		if err == nil {
+			out = append(out, string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
+		}
+	}
+	slices.Sort(out)
 	return out
 }
 
@@ -486,9 +493,13 @@ func TestTheEndLeavesNothingBehind(t *testing.T) {
 	for _, uid := range users {
 		for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
 			t.Run(fmt.Sprintf("uid %d, %s", uid, sig), func(t *testing.T) {
-				before := footprint(t)
+				before := footprint(t, "none has this in its environment")
 				m := up(t, uid, map[string]string{"shop.yaml": meshedShop + "---\n" + plainShop})
 				m.ready("ratings-0", "client-0", "details-0")
+				mark := "HOME=" + filepath.Dir(m.state)
+				if n := len(processes(t, mark)); n < 10 {
+					t.Fatalf("only %d processes of the mesh were found: the test looks for them in a wrong way", n)
+				}
 				begin := time.Now()
 				if err := m.cmd.Process.Signal(sig); err != nil {
 					t.Fatal(err)
@@ -504,7 +515,7 @@ func TestTheEndLeavesNothingBehind(t *testing.T) {
 				}
 				var diff string
 				m.eventually("the machine as it was", func() bool {
-					diff = cmp.Diff(before, footprint(t))
+					diff = cmp.Diff(before, footprint(t, mark))
 					return diff == "" || sig == syscall.SIGINT
 				})
 				if diff != "" {

@@ -172,7 +172,7 @@ func (n *node) controller(procs *process.Table, ground *network.Node) (*controll
 	}
 	c := newController()
 	c.dir = dir
-	c.notify = n.screen.say
+	c.notify, c.faults = n.screen.say, n.screen.faults
 	c.builtin = builtins(n.controlPlane(), n.cfg.Begin)
 	k := &kubelet{
 		procs: procs, node: ground,

@@ -14,7 +14,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/yaml"
 
 	"github.com/heddle-mesh/heddle/internal/lab/network"
 	"github.com/heddle-mesh/heddle/internal/lab/process"
@@ -90,6 +89,7 @@ type pod struct {
 	stopOnce sync.Once
 	stopped  chan struct{} // closed by stop
 	grace    time.Duration // set before stopped is closed
+	all      bool          // likewise: the whole mesh ends
 	done     chan struct{} // closed when nothing is left
 
 	mu sync.Mutex
@@ -144,14 +144,23 @@ func (p *pod) network() *network.Pod {
 	return p.net
 }
 
-// stop asks the pod to end; its programs get so long to finish.
-func (p *pod) stop(grace time.Duration) {
+// stop asks the pod to end; its programs get the time it asks for to finish.
+func (p *pod) stop() { p.end(p.gracePeriod(), false) }
+
+// shutdownGrace is what programs get when the whole mesh ends.
+const shutdownGrace = time.Second
+
+// shutdown asks the pod to end with the whole mesh: no traffic has to be led
+// elsewhere first.
+func (p *pod) shutdown() { p.end(min(p.gracePeriod(), shutdownGrace), true) }
+
+func (p *pod) end(grace time.Duration, all bool) {
 	p.stopOnce.Do(func() {
 		now := time.Now()
 		p.mu.Lock()
 		p.leaving = &now
 		p.mu.Unlock()
-		p.grace = grace
+		p.grace, p.all = grace, all
 		close(p.stopped)
 		p.kubelet.changed()
 	})
@@ -231,7 +240,10 @@ func (p *pod) run(ctx context.Context) {
 		p.kubelet.changed()
 		<-p.stopped
 	}
-	if p.grace > leaveNotice {
+	if p.all {
+		time.AfterFunc(p.grace, kill)
+		endProxies()
+	} else {
 		sleep(hard, leaveNotice)
 	}
 	endApps()
@@ -239,7 +251,7 @@ func (p *pod) run(ctx context.Context) {
 	<-finished
 	patience.Stop()
 	endProxies()
-	patience = time.AfterFunc(min(p.grace, proxyGrace), kill)
+	patience = time.AfterFunc(proxyGrace, kill)
 	proxiesGone.Wait()
 	patience.Stop()
 }
@@ -322,7 +334,7 @@ func (p *pod) redirect(n *network.Pod) error {
 		return err
 	}
 	cfg.IPv6 = len(n.IPs) > 1
-	cfg.DNS, cfg.DNSServers = true, []netip.Addr{p.kubelet.dns}
+	cfg.DNS, cfg.DNSServers = capturesDNS(p.object), []netip.Addr{p.kubelet.dns}
 	if err := n.Namespace.Do(func() error { return redirect.Apply(redirect.Rules(cfg)) }); err != nil {
 		return fmt.Errorf("redirect traffic: %w", err)
 	}
@@ -390,18 +402,6 @@ func (p *pod) waitFor(ctx context.Context, c *container) error {
 		}
 	}
 	return nil
-}
-
-// holdsApplication reads holdApplicationUntilProxyStarts of the pod's own proxy
-// configuration.
-func holdsApplication(pod *corev1.Pod) bool {
-	var cfg struct {
-		Hold bool `json:"holdApplicationUntilProxyStarts"`
-	}
-	if err := yaml.Unmarshal([]byte(pod.Annotations["proxy.istio.io/config"]), &cfg); err != nil {
-		return false // the control plane complains about it
-	}
-	return cfg.Hold
 }
 
 // container returns a container by name.

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,10 +10,81 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/yaml"
 )
 
+const (
+	configAnnotation = "proxy.istio.io/config"
+	dnsCapture       = "ISTIO_META_DNS_CAPTURE"
+)
+
+// proxyConfig merges Istio's ProxyConfig: defaultConfig of the mesh's settings,
+// and what a pod's annotation says. With an error it holds what could be read.
+func proxyConfig(mesh *corev1.ConfigMap, annotation string) (map[string]any, error) {
+	out := make(map[string]any)
+	var errs []error
+	merge := func(from map[string]any) {
+		for k, v := range from {
+			into, isMap := out[k].(map[string]any)
+			if more, both := v.(map[string]any); isMap && both {
+				maps.Copy(into, more)
+				continue
+			}
+			out[k] = v
+		}
+	}
+	if mesh != nil {
+		var settings struct {
+			DefaultConfig map[string]any `json:"defaultConfig"`
+		}
+		if err := yaml.Unmarshal([]byte(mesh.Data["mesh"]), &settings); err != nil {
+			errs = append(errs, fmt.Errorf("mesh settings in ConfigMap %s/%s: %w", mesh.Namespace, mesh.Name, err))
+		}
+		merge(settings.DefaultConfig)
+	}
+	var own map[string]any
+	if err := yaml.Unmarshal([]byte(annotation), &own); err != nil {
+		errs = append(errs, fmt.Errorf("annotation %s: %w", configAnnotation, err))
+	}
+	merge(own)
+	// There is one control plane here, wherever the manifests come from.
+	out["discoveryAddress"] = istiodAddress
+	return out, errors.Join(errs...)
+}
+
+// proxyVariable returns the final value of a variable of the pod's proxy, if it
+// is written as it is.
+func proxyVariable(pod *corev1.Pod, name string) string {
+	value := ""
+	for _, c := range pod.Spec.Containers {
+		if c.Name != proxyContainer {
+			continue
+		}
+		for _, e := range c.Env {
+			if e.Name == name {
+				value = strings.ReplaceAll(e.Value, "$$", "$")
+			}
+		}
+	}
+	return value
+}
+
+// capturesDNS says whether the pod's proxy answers its DNS queries. Here it does
+// unless it is told not to.
+func capturesDNS(pod *corev1.Pod) bool { return proxyVariable(pod, dnsCapture) == "true" }
+
+// holdsApplication says whether the pod's programs wait for its proxy.
+func holdsApplication(pod *corev1.Pod) bool {
+	var cfg struct {
+		Hold bool `json:"holdApplicationUntilProxyStarts"`
+	}
+	// What can not be read was reported when it was merged.
+	_ = json.Unmarshal([]byte(proxyVariable(pod, "PROXY_CONFIG")), &cfg)
+	return cfg.Hold
+}
+
 // proxyEnv is what Istio's injector tells a proxy by its environment.
-func proxyEnv(pod *corev1.Pod, workload string) []corev1.EnvVar {
+func proxyEnv(pod *corev1.Pod, workload string, config map[string]any) []corev1.EnvVar {
 	fromField := func(name, path string) corev1.EnvVar {
 		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FieldRef: &corev1.ObjectFieldSelector{FieldPath: path}}}
 	}
@@ -43,6 +115,10 @@ func proxyEnv(pod *corev1.Pod, workload string) []corev1.EnvVar {
 		}
 		return string(b)
 	}
+	capture := "true"
+	if metadata, ok := config["proxyMetadata"].(map[string]any); ok && metadata[dnsCapture] != nil {
+		capture = fmt.Sprint(metadata[dnsCapture])
+	}
 	env := []corev1.EnvVar{
 		fromField("POD_NAME", "metadata.name"),
 		fromField("POD_NAMESPACE", "metadata.namespace"),
@@ -53,11 +129,11 @@ func proxyEnv(pod *corev1.Pod, workload string) []corev1.EnvVar {
 		value("TRUST_DOMAIN", "cluster.local"),
 		value("PILOT_CERT_PROVIDER", "istiod"),
 		value("CA_ADDR", istiodAddress),
-		value("PROXY_CONFIG", text(map[string]string{"discoveryAddress": istiodAddress})),
+		value("PROXY_CONFIG", text(config)),
 		value("ISTIO_META_CLUSTER_ID", "Kubernetes"),
 		value("ISTIO_META_NODE_NAME", nodeName),
 		value("ISTIO_META_INTERCEPTION_MODE", "REDIRECT"),
-		value("ISTIO_META_DNS_CAPTURE", "true"),
+		value(dnsCapture, capture),
 		value("ISTIO_META_WORKLOAD_NAME", workload),
 		value("ISTIO_META_OWNER", fmt.Sprintf("kubernetes://apis/apps/v1/namespaces/%s/deployments/%s", pod.Namespace, workload)),
 		value("ISTIO_META_MESH_ID", "cluster.local"),

@@ -307,6 +307,8 @@ func (p *proxy) chains(ctx context.Context) snapshot.Deps {
 	cfg := &p.cfg
 	meta := cfg.Workload.metadata()
 	own := meta.Workload()
+	named := own // as it is called where it has shown its certificate
+	named.Principal = identity.ID{TrustDomain: cfg.Workload.TrustDomain, Namespace: cfg.Workload.Namespace, ServiceAccount: cfg.Workload.ServiceAccount}.String()
 	frame := meta.Encode()
 	header, headerID := meta.Headers()
 	bytes := func(c *plan.TCPChain, d plan.Direction) (*tcp.Proxy, error) {
@@ -330,7 +332,7 @@ func (p *proxy) chains(ctx context.Context) snapshot.Deps {
 				metrics = nil
 			}
 			s := filter.NewServer(filter.Config{Chain: c, Direction: d, Routes: routes, Clusters: p.clusters, Metrics: metrics, Log: log,
-				Own: own, OwnMetadata: header, OwnMetadataID: headerID, Logger: cfg.Log})
+				Own: named, OwnMetadata: header, OwnMetadataID: headerID, Logger: cfg.Log})
 			other, err := bytes(passThrough(c, d), d)
 			if err != nil {
 				return nil, err

@@ -44,6 +44,12 @@ func (s *sink) Close() error {
 	return nil
 }
 
+func (s *sink) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.writes
+}
+
 func (s *sink) text() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -110,13 +116,13 @@ func TestEntryIsWrittenWithinASecond(t *testing.T) {
 		l.Write(&Entry{Start: time.Now()})
 		time.Sleep(500 * time.Millisecond)
 		l.Write(&Entry{Start: time.Now()})
-		if s.writes != 0 {
+		if s.count() != 0 {
 			t.Error("written at once, want entries to be gathered")
 		}
 		time.Sleep(500*time.Millisecond + time.Nanosecond)
 		synctest.Wait()
-		if got := strings.Count(s.text(), "\n"); got != 2 || s.writes != 1 {
-			t.Errorf("%d entries in %d writes after a second, want 2 in 1", got, s.writes)
+		if got := strings.Count(s.text(), "\n"); got != 2 || s.count() != 1 {
+			t.Errorf("%d entries in %d writes after a second, want 2 in 1", got, s.count())
 		}
 		l.Write(&Entry{Start: time.Now()})
 		cancel()

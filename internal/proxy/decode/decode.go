@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -73,7 +74,16 @@ func join(path, field string) string {
 	}
 }
 
-func index(path, field string, i int) string { return fmt.Sprintf("%s[%d]", join(path, field), i) }
+func index(path, field string, i int) string {
+	n := strconv.Itoa(i)
+	if path == "" {
+		return field + "[" + n + "]"
+	}
+	if field == "" {
+		return path + "[" + n + "]"
+	}
+	return path + "." + field + "[" + n + "]"
+}
 
 // unpack reads the message in a, which must be of m's type.
 func (r *reader) unpack(path string, a *anypb.Any, m proto.Message) bool {

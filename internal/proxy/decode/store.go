@@ -16,7 +16,8 @@ import (
 )
 
 // State is everything a proxy was told, at one moment. It is immutable; the next
-// State shares the elements that did not change.
+// State shares the elements that did not change, and the maps of which no
+// element did.
 type State struct {
 	Listeners map[string]*plan.Listener
 	Routes    map[string]*plan.RouteConfig
@@ -59,10 +60,13 @@ type Store struct {
 	// nothing for too long.
 	absentRoutes, absentEndpoints map[string]bool
 	// leaving are clusters that were removed but may still be led to.
-	leaving   map[string]*plan.Cluster
-	published *State
-	deadline  *time.Timer // runs while a change waits
-	closed    bool
+	leaving map[string]*plan.Cluster
+	// wantedEndpoints and wantedRoutes are what clusters and listeners refer to.
+	wantedEndpoints, wantedRoutes map[string]bool
+	published                     *State
+	touched                       map[string]bool // types that differ from the published state
+	deadline                      *time.Timer     // runs while a change waits
+	closed                        bool
 }
 
 // entries are the accepted resources of one type, by name.
@@ -87,7 +91,11 @@ func NewStore(onChange func(*State)) *Store {
 		absentRoutes:    map[string]bool{},
 		absentEndpoints: map[string]bool{},
 		leaving:         map[string]*plan.Cluster{},
-		published:       &State{},
+		touched:         map[string]bool{},
+		published: &State{
+			Listeners: map[string]*plan.Listener{}, Routes: map[string]*plan.RouteConfig{},
+			Clusters: map[string]*plan.Cluster{}, Endpoints: map[string]*plan.LoadAssignment{},
+		},
 	}
 }
 
@@ -112,9 +120,9 @@ func (s *Store) Wanted(typeURL string) []string {
 	defer s.mu.Unlock()
 	switch typeURL {
 	case EndpointType:
-		return slices.Sorted(maps.Keys(s.wantedEndpoints()))
+		return slices.Sorted(maps.Keys(s.wantedEndpoints))
 	case RouteType:
-		return slices.Sorted(maps.Keys(s.wantedRoutes()))
+		return slices.Sorted(maps.Keys(s.wantedRoutes))
 	default:
 		return nil
 	}
@@ -153,7 +161,13 @@ func (s *Store) Apply(typeURL string, added []client.Resource, removed []string)
 	if err != nil {
 		return err
 	}
-	s.heard[typeURL] = true
+	s.heard[typeURL], s.touched[typeURL] = true, true
+	switch typeURL {
+	case ClusterType:
+		s.wantEndpoints()
+	case ListenerType:
+		s.wantRoutes()
+	}
 	s.advance(typeURL)
 	return nil
 }
@@ -263,17 +277,21 @@ func (s *Store) stopWaiting() {
 // giveUp publishes what there is. What did not come is not waited for again, so
 // that it holds up no later change.
 func (s *Store) giveUp() {
-	for name := range s.wantedRoutes() {
+	for name := range s.wantedRoutes {
 		if _, ok := s.absentRoutes[name]; !ok && s.routes[name].value == nil {
 			s.absentRoutes[name] = false
 		}
 	}
-	for name := range s.wantedEndpoints() {
+	for name := range s.wantedEndpoints {
 		if _, ok := s.absentEndpoints[name]; !ok && s.endpoints[name].value == nil {
 			s.absentEndpoints[name] = false
 		}
 	}
-	clear(s.leaving)
+	if len(s.leaving) > 0 {
+		clear(s.leaving)
+		s.touched[ClusterType] = true
+		s.wantEndpoints()
+	}
 	s.dropUnreachable()
 	s.publish()
 }
@@ -284,12 +302,12 @@ func (s *Store) complete() bool {
 	if !s.heard[ClusterType] || !s.heard[ListenerType] {
 		return false
 	}
-	for name := range s.wantedRoutes() {
+	for name := range s.wantedRoutes {
 		if _, ok := s.absentRoutes[name]; !ok && s.routes[name].value == nil {
 			return false
 		}
 	}
-	for name := range s.wantedEndpoints() {
+	for name := range s.wantedEndpoints {
 		if _, ok := s.absentEndpoints[name]; !ok && s.endpoints[name].value == nil {
 			return false
 		}
@@ -317,47 +335,58 @@ func (s *Store) warm() bool {
 // routes and endpoint lists that nothing refers to.
 func (s *Store) dropUnreachable() {
 	if len(s.leaving) > 0 {
-		used := s.usedClusters()
+		used, before := s.usedClusters(), len(s.leaving)
 		maps.DeleteFunc(s.leaving, func(name string, _ *plan.Cluster) bool { return !used[name] })
+		if len(s.leaving) < before {
+			s.touched[ClusterType] = true
+			s.wantEndpoints()
+		}
 	}
-	endpoints, routes := s.wantedEndpoints(), s.wantedRoutes()
 	if s.heard[ClusterType] {
-		maps.DeleteFunc(s.endpoints, func(name string, _ entry[plan.LoadAssignment]) bool { return !endpoints[name] })
-		maps.DeleteFunc(s.absentEndpoints, func(name string, _ bool) bool { return !endpoints[name] })
+		keepWanted(s.endpoints, s.absentEndpoints, s.wantedEndpoints, func() { s.touched[EndpointType] = true })
 	}
 	if s.heard[ListenerType] {
-		maps.DeleteFunc(s.routes, func(name string, _ entry[plan.RouteConfig]) bool { return !routes[name] })
-		maps.DeleteFunc(s.absentRoutes, func(name string, _ bool) bool { return !routes[name] })
+		keepWanted(s.routes, s.absentRoutes, s.wantedRoutes, func() { s.touched[RouteType] = true })
 	}
 }
 
-func (s *Store) wantedEndpoints() map[string]bool {
-	names := map[string]bool{}
-	for _, e := range s.clusters {
-		if e.value.Discovery == plan.EDS {
-			names[e.value.EDSName()] = true
+// keepWanted forgets what is not wanted, and calls changed if there was any.
+func keepWanted[T any](all entries[T], absent, wanted map[string]bool, changed func()) {
+	before := len(all)
+	maps.DeleteFunc(all, func(name string, _ entry[T]) bool { return !wanted[name] })
+	maps.DeleteFunc(absent, func(name string, _ bool) bool { return !wanted[name] })
+	if len(all) < before {
+		changed()
+	}
+}
+
+// wantEndpoints finds out which endpoint lists the clusters refer to.
+func (s *Store) wantEndpoints() {
+	s.wantedEndpoints = make(map[string]bool, len(s.clusters)+len(s.leaving))
+	want := func(c *plan.Cluster) {
+		if c.Discovery == plan.EDS {
+			s.wantedEndpoints[c.EDSName()] = true
 		}
+	}
+	for _, e := range s.clusters {
+		want(e.value)
 	}
 	for _, c := range s.leaving {
-		if c.Discovery == plan.EDS {
-			names[c.EDSName()] = true
-		}
+		want(c)
 	}
-	return names
 }
 
-func (s *Store) wantedRoutes() map[string]bool {
-	names := map[string]bool{}
+// wantRoutes finds out which routes the listeners refer to.
+func (s *Store) wantRoutes() {
+	s.wantedRoutes = map[string]bool{}
 	s.eachChain(func(h *plan.HTTPChain, _ *plan.TCPChain) {
 		if h != nil && h.RouteName != "" {
-			names[h.RouteName] = true
+			s.wantedRoutes[h.RouteName] = true
 		}
 	})
-	return names
 }
 
-// usedClusters returns the clusters that routes and listeners lead to. Routes of
-// the published state count as well while a newer one is still awaited.
+// usedClusters returns the clusters that routes and listeners lead to.
 func (s *Store) usedClusters() map[string]bool {
 	used := map[string]bool{}
 	lead := func(to []plan.WeightedCluster) {
@@ -404,22 +433,30 @@ func (s *Store) eachChain(f func(*plan.HTTPChain, *plan.TCPChain)) {
 	}
 }
 
-// publish hands on all that was accepted.
+// publish hands on all that was accepted. A type of which nothing changed keeps
+// its map.
 func (s *Store) publish() {
-	clusters := values(s.clusters)
-	maps.Copy(clusters, s.leaving)
-	var names *plan.NameTable
-	for _, e := range s.names {
-		names = e.value // there is one
+	next := *s.published
+	if s.touched[ListenerType] {
+		next.Listeners = values(s.listeners)
 	}
-	s.hand(&State{
-		Listeners: values(s.listeners),
-		Routes:    values(s.routes),
-		Clusters:  clusters,
-		Endpoints: values(s.endpoints),
-		Names:     names,
-		Warm:      s.published.Warm || s.warm(),
-	})
+	if s.touched[RouteType] {
+		next.Routes = values(s.routes)
+	}
+	if s.touched[ClusterType] {
+		next.Clusters = values(s.clusters)
+		maps.Copy(next.Clusters, s.leaving)
+	}
+	if s.touched[EndpointType] {
+		next.Endpoints = values(s.endpoints)
+	}
+	next.Names = nil
+	for _, e := range s.names {
+		next.Names = e.value // there is one
+	}
+	next.Warm = next.Warm || s.warm()
+	clear(s.touched)
+	s.hand(&next)
 }
 
 // publishEndpoints hands on the published state with the newest endpoints of its

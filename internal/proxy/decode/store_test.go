@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -338,6 +339,10 @@ func TestUnchangedElementsKeepTheirPointers(t *testing.T) {
 		}
 		if len(before.Clusters) != 1 {
 			t.Error("a published state was changed")
+		}
+		same := func(a, b any) bool { return reflect.ValueOf(a).Pointer() == reflect.ValueOf(b).Pointer() }
+		if !same(before.Listeners, after.Listeners) || !same(before.Routes, after.Routes) || same(before.Clusters, after.Clusters) {
+			t.Error("maps of unchanged types are not shared, or those of changed ones are")
 		}
 	})
 }

@@ -71,6 +71,9 @@ type Client interface {
 	// AbortRead makes a Next on the request's body that blocks, or begins later,
 	// fail soon. It may be called from any goroutine.
 	AbortRead()
+	// Progress tells that the request's body is being waited for, or that some of it
+	// came. If there is no other Progress for long, Next fails with a timeout.
+	Progress()
 }
 
 // Exchange is one request with its response.
@@ -143,9 +146,7 @@ type Upstream struct {
 	PeerID        string              // SPIFFE id it proved, or ""
 	MTLS          bool
 	Attempts      int
-	// Sent and FirstByte are when the request was on its way and when the response
-	// head was there.
-	Sent, FirstByte time.Time
+	FirstByte     time.Time // when the response's head was there
 	// Handles and Peer are memos of the endpoint, or nil.
 	Handles *Handles
 	Peer    *PeerMemo

@@ -13,7 +13,7 @@ func (d *downstream) Interim(x *exchange.Exchange) error {
 	if x.Request.Minor == 0 {
 		return nil // RFC 9110 section 15.2: HTTP/1.0 does not know them
 	}
-	return http1.Interim(d.c, x)
+	return http1.Interim(d, x)
 }
 
 // Watch implements exchange.Client. What the client sends meanwhile stays in the
@@ -52,7 +52,41 @@ func (d *downstream) stopWatching() {
 }
 
 // AbortRead implements exchange.Client.
-func (d *downstream) AbortRead() { d.c.SetReadDeadline(past) }
+func (d *downstream) AbortRead() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.aborted = true
+	d.c.SetReadDeadline(past)
+}
+
+// expectBody makes a request's first Progress set the deadline.
+func (d *downstream) expectBody() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.aborted, d.sends = false, time.Time{}
+}
+
+// Progress implements exchange.Client. The deadline is moved when half of the time
+// is over, not for each piece.
+func (d *downstream) Progress() {
+	now := d.s.cfg.Now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.aborted && d.sends.Sub(now) < d.s.cfg.StallTimeout/2 {
+		d.sends = now.Add(d.s.cfg.StallTimeout)
+		d.readUntil(d.sends)
+	}
+}
+
+// Write sends bytes to the client, which has to take them in time. The deadline is
+// moved when half of the time is over.
+func (d *downstream) Write(p []byte) (int, error) {
+	if now := d.s.cfg.Now(); d.takes.Sub(now) < d.s.cfg.StallTimeout/2 {
+		d.takes = now.Add(d.s.cfg.StallTimeout)
+		d.c.SetWriteDeadline(d.takes)
+	}
+	return d.c.Write(p)
+}
 
 const (
 	// lingerTime and lingerBytes bound how long a client is listened to that still

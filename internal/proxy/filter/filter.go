@@ -49,17 +49,22 @@ type Config struct {
 	// HeaderTimeout bounds how long a request's head may take from its first byte;
 	// 0: a minute.
 	HeaderTimeout time.Duration
+	// StallTimeout ends a connection whose client, in the middle of a request,
+	// neither sends nor takes anything; 0: five minutes. Waiting for an upstream is
+	// no stall.
+	StallTimeout time.Duration
 
 	Now    func() time.Time // nil: time.Now
 	Random func() uint64    // nil: math/rand
 	Logger *slog.Logger     // nil: slog.Default
 }
 
-// Source: Envoy's default idle_timeout; it has no default for heads, which lets a
-// client hold a connection for nothing.
+// Sources: Envoy's default idle_timeout and stream_idle_timeout. It has no default
+// for heads, which lets a client hold a connection for nothing.
 const (
 	defaultIdleTimeout   = time.Hour
 	defaultHeaderTimeout = time.Minute
+	defaultStallTimeout  = 5 * time.Minute
 )
 
 // Server serves connections of one filter chain. It is safe for concurrent use.
@@ -89,6 +94,9 @@ func NewServer(cfg Config) *Server {
 	}
 	if cfg.HeaderTimeout <= 0 {
 		cfg.HeaderTimeout = defaultHeaderTimeout
+	}
+	if cfg.StallTimeout <= 0 {
+		cfg.StallTimeout = defaultStallTimeout
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now

@@ -521,3 +521,165 @@ func TestLimitsOverflow(t *testing.T) {
 		}
 	})
 }
+
+func TestClientThatStopsSendingItsBody(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		b.cluster("c", b.backend("10.0.1.1:80", func(c net.Conn) { io.Copy(io.Discard, c) }))
+		b.start(to("c"))
+		c := b.dial()
+		c.send("POST / HTTP/1.1", "Host: a", "Content-Length: 100", "", "some")
+		for range 3 {
+			time.Sleep(4 * time.Minute) // slow is not stalled
+			c.send("x")
+		}
+		begin := time.Now()
+		c.read("POST").want(t, 408, "stream timeout")
+		if took := time.Since(begin); took < 150*time.Second || took > 5*time.Minute {
+			t.Errorf("after %v", took)
+		}
+		c.ended()
+		if log := b.logged(); !strings.Contains(log, " 408 SI stream_idle_timeout ") {
+			t.Errorf("log: %s", log)
+		}
+	})
+}
+
+func TestClientThatStopsReading(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		b.cluster("c", b.httpBackend("10.0.1.1:80", func(w http.ResponseWriter, r *http.Request) {
+			for {
+				if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+					return
+				}
+			}
+		}))
+		b.start(to("c"))
+		c := b.dial()
+		c.get("/")
+		time.Sleep(time.Hour)
+		if log := b.logged(); !strings.Contains(log, " 200 SI stream_idle_timeout stream_idle_timeout ") {
+			t.Errorf("log: %s", log)
+		}
+		if s := b.set.Status()[0].Counts; s.CxActive != 0 || s.RqActive != 0 {
+			t.Errorf("the upstream is still held: %+v", s)
+		}
+	})
+}
+
+func TestSlowUpstreamIsNoStall(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		b.cluster("c", b.httpBackend("10.0.1.1:80", func(w http.ResponseWriter, r *http.Request) {
+			for i := range 3 {
+				time.Sleep(30 * time.Minute)
+				fmt.Fprintf(w, "event %d ", i)
+				http.NewResponseController(w).Flush()
+			}
+		}))
+		b.start(to("c"))
+		c := b.dial()
+		c.get("/")
+		c.read("GET").want(t, 200, "event 0 event 1 event 2 ")
+		c.get("/")
+		c.read("GET").want(t, 200, "event 0 event 1 event 2 ")
+	})
+}
+
+func TestBodyThatTurnsBad(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		b.cluster("c", b.httpBackend("10.0.1.1:80", func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) }))
+		b.start(to("c"))
+		c := b.dial()
+		c.send("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", "", "3", "abc", "")
+		time.Sleep(time.Second)
+		c.send("xyz\r\n")
+		c.read("POST").want(t, 400, "")
+		c.ended()
+		if log := b.logged(); !strings.Contains(log, " 400 DPE http1.codec_error ") {
+			t.Errorf("log: %s", log)
+		}
+	})
+}
+
+func TestEarlyAnswerToALargeUpload(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		b.cluster("c", b.backend("10.0.1.1:80", func(c net.Conn) {
+			c.Read(make([]byte, 1000))
+			io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
+			c.(closeWriter).CloseWrite()
+			io.Copy(io.Discard, c)
+		}))
+		b.start(to("c"))
+		c := b.dial()
+		b.wg.Go(func() {
+			c.send("POST / HTTP/1.1", "Host: a", "Content-Length: 100000000", "", "")
+			for range 1000 {
+				if _, err := c.Write(make([]byte, 10_000)); err != nil {
+					return
+				}
+				time.Sleep(time.Millisecond)
+			}
+		})
+		a := c.read("POST")
+		a.want(t, 413, "big")
+		if !a.Close {
+			t.Error("the connection is kept in the middle of a body")
+		}
+	})
+}
+
+func TestNoClusterConnectionIsLostOrLeaked(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		// Servers of every temper, clients of every temper.
+		b.cluster("c",
+			b.httpBackend("10.0.1.1:80", func(w http.ResponseWriter, r *http.Request) { io.Copy(w, r.Body) }),
+			b.backend("10.0.1.2:80", reply("")),
+			b.backend("10.0.1.3:80", func(c net.Conn) { time.Sleep(3 * time.Second) }),
+			b.backend("10.0.1.4:80", reply("HTTP/1.1 200 OK\r\n\r\nx")),
+			b.backend("10.0.1.5:80", reply("nonsense\r\n\r\n")),
+			address("10.0.1.6:80"))
+		r := to("c")
+		r.Timeout = 2 * time.Second
+		r.Retry = defaultRetry
+		b.start(r)
+		done := make(chan bool)
+		for i := range 40 {
+			go func() {
+				defer func() { done <- true }()
+				for j := range 20 {
+					c := b.dial()
+					switch (i + j) % 4 {
+					case 0:
+						c.get("/")
+						http.ReadResponse(c.r, nil)
+					case 1:
+						c.send("POST / HTTP/1.1", "Host: a", "Content-Length: 100000", "", "half")
+						time.Sleep(time.Duration(j) * 30 * time.Millisecond)
+					case 2:
+						c.send("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked", "", "4", "body", "0", "", "")
+						http.ReadResponse(c.r, nil)
+					case 3:
+						c.get("/")
+						c.get("/")
+						time.Sleep(time.Duration(j) * 10 * time.Millisecond)
+					}
+					c.Close()
+				}
+			}()
+		}
+		for range 40 {
+			<-done
+		}
+		time.Sleep(time.Minute)
+		s := b.set.Status()[0]
+		idle := 0
+		for _, e := range s.Endpoints {
+			idle += e.Idle
+		}
+		if s.Counts.RqActive != 0 || s.Counts.CxActive != int64(idle) || s.Pending != 0 {
+			t.Errorf("%+v with %d idle", s, idle)
+		}
+		if n := b.server.Panics(); n != 0 {
+			t.Errorf("%d panics", n)
+		}
+	})
+}

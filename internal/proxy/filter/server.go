@@ -64,13 +64,17 @@ type downstream struct {
 
 	rd       http1.Reader
 	until    time.Time // the read deadline, zero for none
+	takes    time.Time // the write deadline, zero for none
 	served   bool      // a request was read
+	begun    bool      // its response was begun
 	watching chan struct{}
 
 	mu sync.Mutex
 	// mu guards
 	idle     bool
 	draining bool
+	aborted  bool      // AbortRead was called for this request
+	sends    time.Time // the read deadline while a body comes
 }
 
 // serve handles one request after the other.
@@ -169,15 +173,12 @@ func (d *downstream) one() (more bool, err error) {
 	d.served = true
 	x.Close = x.Close || d.isDraining()
 
-	// 2nd: the answer.
-	panicked := d.handle(x)
-
-	// 3rd: the way back.
-	complete := !panicked && d.send(x)
+	// 2nd: the answer, and the way back.
+	complete := d.answer(x)
 	complete = d.finish(x, complete) && complete
 	d.stopWatching()
 
-	// 4th: the account.
+	// 3rd: the account.
 	d.observe(x)
 	if !complete || x.Close || x.Tunnel != nil {
 		d.linger(x, complete)
@@ -217,28 +218,30 @@ func (d *downstream) read(x *exchange.Exchange) error {
 	if b := d.rd.Body(q.Framing, q.Length); b != nil {
 		q.Body = b
 		x.Uploading.Store(true)
-		if !d.until.IsZero() {
-			d.readUntil(time.Time{}) // a long upload is not idle
-		}
+		d.expectBody()
 	}
 	return nil
 }
 
-// handle runs the chain and reports whether it panicked: that ends this
-// connection, and no other.
-func (d *downstream) handle(x *exchange.Exchange) (panicked bool) {
+// answer runs the chain and sends the response, and reports whether all of it was
+// sent. A panic ends this connection, and no other.
+func (d *downstream) answer(x *exchange.Exchange) (complete bool) {
+	d.begun = false
 	defer func() {
 		if p := recover(); p != nil {
-			panicked = true
+			complete = false
 			d.panicked("handling", x, p)
 			x.Close = true
-			x.Reply(500, "", "panic")
-			http1.Send(d.c, x)
+			if !d.begun {
+				x.Reply(500, "", "panic")
+				http1.Send(d, x)
+			}
 		}
 	}()
 	d.s.handle(x)
 	d.settle(x)
-	return false
+	d.begun = true
+	return d.send(x)
 }
 
 func (d *downstream) panicked(doing string, x *exchange.Exchange, p any) {
@@ -258,7 +261,7 @@ func (d *downstream) settle(x *exchange.Exchange) {
 			x.Uploading.Store(false)
 		}
 	}
-	refused := x.Tunnel == nil && (x.Request.Connect || x.Request.Upgrade != nil && d.rd.Buffered() > 0)
+	refused := x.Tunnel == nil && (x.Request.Connect || x.Request.Upgrade != nil)
 	if x.Uploading.Load() || refused || d.isDraining() {
 		// What follows is the rest of a body, or may be meant for a tunnel: never
 		// to be read as a request.
@@ -271,11 +274,15 @@ func (d *downstream) send(x *exchange.Exchange) bool {
 	if x.ClientGone || x.Response.Status == 0 {
 		return false
 	}
-	err := http1.Send(d.c, x)
+	err := http1.Send(d, x)
 	if _, body := errors.AsType[*http1.ErrBody](err); err != nil && !body {
 		x.ClientGone = true
 		x.Flags |= exchange.ClientLeft
 		x.Details = "downstream_remote_disconnect"
+		if isTimeout(err) {
+			x.Flags ^= exchange.ClientLeft | exchange.StreamIdle
+			x.Details = "stream_idle_timeout"
+		}
 	}
 	if err == nil && x.Tunnel != nil {
 		d.tunnel(x)
@@ -306,7 +313,7 @@ func (d *downstream) observe(x *exchange.Exchange) {
 		}
 	}()
 	if x.ClientGone && x.Termination == "" {
-		x.Termination = "downstream_remote_disconnect"
+		x.Termination = x.Details
 	}
 	for _, o := range d.s.observers {
 		o(x)
@@ -328,7 +335,7 @@ func (d *downstream) refuse(x *exchange.Exchange, err error) error {
 		return nil // gone in the middle of a head: there is no request to account for
 	}
 	x.Request.Head, x.Request.Minor = false, 1
-	http1.Send(d.c, x)
+	http1.Send(d, x)
 	d.observe(x)
 	d.linger(x, true)
 	return nil

@@ -11,9 +11,8 @@ import (
 // tunnel copies bytes both ways until both sides have ended, or one has failed.
 func (d *downstream) tunnel(x *exchange.Exchange) {
 	d.stopWatching()
-	if !d.until.IsZero() {
-		d.readUntil(noDeadline)
-	}
+	d.readUntil(noDeadline)
+	d.c.SetWriteDeadline(noDeadline)
 	up := x.Tunnel.Conn
 	up.SetDeadline(noDeadline)
 	done := make(chan int64)

@@ -26,14 +26,15 @@ import (
 	"github.com/heddle-mesh/heddle/internal/proxy/socket"
 )
 
-// Places where Istio's injection mounts files, in order of preference; behind
-// them those of the local mesh.
-var (
-	rootCert   = "/var/run/secrets/istio/root-cert.pem"
-	tokenFile  = "/var/run/secrets/tokens/istio-token"
-	podInfo    = []string{"/etc/istio/pod", "/run/heddle/podinfo"}
-	cacheDirs  = []string{"/run/heddle/cache", "/var/lib/istio/data"}
-	resolvConf = "/etc/resolv.conf"
+// Places where Istio's injection mounts files, and those of the local mesh.
+const (
+	rootCert     = "/var/run/secrets/istio/root-cert.pem"
+	tokenFile    = "/var/run/secrets/tokens/istio-token"
+	podInfo      = "/etc/istio/pod"
+	podInfoLocal = "/run/heddle/podinfo"
+	cache        = "/var/lib/istio/data"
+	cacheLocal   = "/run/heddle/cache"
+	resolvConf   = "/etc/resolv.conf"
 )
 
 // proxyMark is what redirection knows the proxy's sockets by.
@@ -147,6 +148,11 @@ func (f *faults) port(name, value string, otherwise uint16) uint16 {
 // its flags, and the environment. It reads the pod's labels and resolv.conf, and
 // decides on the network; it opens nothing.
 func Parse(args, environ []string, version string, stderr io.Writer) (*proxy.Config, error) {
+	return parse("/", args, environ, version, stderr)
+}
+
+// parse is Parse with the directory below which the files are.
+func parse(root string, args, environ []string, version string, stderr io.Writer) (*proxy.Config, error) {
 	env := readEnvironment(environ)
 	var bad faults
 	var pc proxyConfig
@@ -165,9 +171,9 @@ func Parse(args, environ []string, version string, stderr io.Writer) (*proxy.Con
 	fs.SetOutput(stderr)
 	domain := fs.String("domain", "", "DNS domain of the workload, NAMESPACE.svc.cluster.local")
 	level := fs.String("log_output_level", "default:info", "least severe level to log")
-	roots := fs.String("root-cert", cmp.Or(env["XDS_ROOT_CA"], env["CA_ROOT_CA"], rootCert), "file with the control plane's root certificates")
-	token := fs.String("token", tokenFile, "file with the service account token")
-	cache := fs.String("cache-dir", "", "directory for the last good configuration")
+	roots := fs.String("root-cert", cmp.Or(env["XDS_ROOT_CA"], env["CA_ROOT_CA"], filepath.Join(root, rootCert)), "file with the control plane's root certificates")
+	token := fs.String("token", filepath.Join(root, tokenFile), "file with the service account token")
+	cacheDir := fs.String("cache-dir", "", "directory for the last good configuration")
 	mark := fs.Int("mark", -1, "mark of the proxy's sockets; -1: 1337 where the process may set it")
 	connections := fs.Int("max-connections", 0, "most connections of clients; 0: by the limit of descriptors")
 	fs.String("proxyLogLevel", "", "accepted for compatibility")
@@ -184,7 +190,7 @@ func Parse(args, environ []string, version string, stderr io.Writer) (*proxy.Con
 	bad.add(setLevel(&lv, *level))
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: &lv}))
 
-	w, err := workload(env, args[0] != "sidecar", *domain)
+	w, err := workload(root, env, args[0] != "sidecar", *domain)
 	bad.add(err)
 	w.MeshID = cmp.Or(w.MeshID, pc.MeshID)
 	w.CertTTL = bad.duration("SECRET_TTL", env["SECRET_TTL"], 24*time.Hour)
@@ -237,7 +243,7 @@ func Parse(args, environ []string, version string, stderr io.Writer) (*proxy.Con
 			Listen: netip.AddrPortFrom(local, 15053), Listen6: netip.AddrPortFrom(netip.IPv6Loopback(), 15053),
 			Search: []string{w.DNSDomain},
 		}
-		if f, err := os.Open(resolvConf); err == nil {
+		if f, err := os.Open(filepath.Join(root, resolvConf)); err == nil {
 			rc, err := dnsproxy.ParseResolvConf(f)
 			f.Close()
 			bad.add(err)
@@ -247,9 +253,9 @@ func Parse(args, environ []string, version string, stderr io.Writer) (*proxy.Con
 			}
 		}
 	}
-	dirs := cacheDirs
-	if *cache != "" {
-		dirs = []string{*cache}
+	dirs := []string{filepath.Join(root, cacheLocal), filepath.Join(root, cache)}
+	if *cacheDir != "" {
+		dirs = []string{*cacheDir}
 	}
 	for _, dir := range dirs {
 		if info, err := os.Stat(dir); err == nil && info.IsDir() {

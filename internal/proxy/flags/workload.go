@@ -21,7 +21,7 @@ import (
 
 // workload reads whose proxy this is from Istio's variables. Of ISTIO_META_X the
 // value is node metadata X as text; of ISTIO_METAJSON_X it is JSON.
-func workload(env environment, gateway bool, domain string) (proxy.Workload, error) {
+func workload(root string, env environment, gateway bool, domain string) (proxy.Workload, error) {
 	var bad faults
 	meta := make(map[string]any)
 	for _, name := range slices.Sorted(maps.Keys(env)) {
@@ -83,8 +83,8 @@ func workload(env environment, gateway bool, domain string) (proxy.Workload, err
 	}
 	w.Labels = texts(meta["LABELS"])
 	w.Annotations = texts(meta["ANNOTATIONS"])
-	for _, dir := range podInfo {
-		labels, err := readPairs(filepath.Join(dir, "labels"))
+	for _, dir := range []string{podInfo, podInfoLocal} {
+		labels, err := readPairs(filepath.Join(root, dir, "labels"))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

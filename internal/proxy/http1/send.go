@@ -3,7 +3,6 @@ package http1
 import (
 	"errors"
 	"io"
-	"net"
 	"sync"
 
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
@@ -36,7 +35,7 @@ func (o *Out) Put() {
 }
 
 // Interim sends x's 1xx response.
-func Interim(c net.Conn, x *exchange.Exchange) error {
+func Interim(c io.Writer, x *exchange.Exchange) error {
 	o := GetOut()
 	defer o.Put()
 	b := appendStatus(o.B, &x.Response)
@@ -48,7 +47,7 @@ func Interim(c net.Conn, x *exchange.Exchange) error {
 // Send sends x's response with its body to the client, the head together with
 // what of the body is here already. It counts x.ResponseBytes. An *ErrBody says
 // that the body ended early; any other error is the client's connection's.
-func Send(c net.Conn, x *exchange.Exchange) error {
+func Send(c io.Writer, x *exchange.Exchange) error {
 	o := GetOut()
 	defer o.Put()
 	r := &x.Response

@@ -54,7 +54,7 @@ const (
 	maxRetry = 5 * time.Second
 )
 
-// Config is what a Manager needs. Network, Metrics and Log are required.
+// Config is what a Manager needs. Network, Live, Metrics and Log are required.
 type Config struct {
 	Network socket.Network
 	// Live is asked for the listener without socket that a captured connection
@@ -399,29 +399,14 @@ func (m *Manager) serve(b *boundListener, c net.Conn) {
 		}
 	}
 
-	// What is it.
-	facts := snapshot.Facts{Destination: info.Local, Transport: plan.RawBuffer}
-	conn := c
-	if wantTLS, wantHTTP := l.Needs(info.Local); wantTLS || wantHTTP {
-		stop := context.AfterFunc(b.life, func() { c.Close() })
-		f, replay, err := inspect(c, wantTLS, wantHTTP, l.Plan.Inspect.Timeout)
-		stop()
-		if err != nil {
-			m.cfg.Log.Debug("connection ended while it was inspected", "remote", info.Remote, "destination", info.Local, "error", err)
-			return
-		}
-		defer replay.Release()
-		conn = replay
-		if f.tls {
-			facts.Transport, facts.ServerName, facts.ALPN = plan.TLSTransport, f.hello.serverName, f.hello.alpn
-			info.SNI = f.hello.serverName
-		} else if f.http != "" {
-			facts.ALPN = []string{f.http}
-		}
+	// What is it, and whose.
+	seen, err := m.look(b, l, c, info)
+	if err != nil {
+		m.cfg.Log.Debug("connection ended while it was inspected", "remote", info.Remote, "destination", info.Local, "error", err)
+		return
 	}
-
-	// Whose is it.
-	chain := l.Match(facts)
+	defer seen.release()
+	conn, chain := seen.conn, seen.chain
 	if chain == nil {
 		m.noChain.Inc()
 		m.cfg.Log.Debug("no filter chain matches", "listener", l.Plan.Name, "remote", info.Remote, "destination", info.Local)
@@ -446,7 +431,11 @@ func (m *Manager) serve(b *boundListener, c net.Conn) {
 		defer tc.Close() // says goodbye before the connection below is closed
 		conn = tc
 	}
-	if err := chain.Handler.Serve(drain.Soft(), conn, info); err != nil {
+	serve := func() error { return chain.Handler.Serve(drain.Soft(), conn, info) }
+	if seen.ahead != nil {
+		serve = func() error { return seen.take().Serve(drain.Soft(), conn) }
+	}
+	if err := serve(); err != nil {
 		m.cfg.Log.Debug("connection ended", "listener", l.Plan.Name, "remote", info.Remote, "destination", info.Local, "error", err)
 	}
 }

@@ -97,13 +97,22 @@ type connection struct {
 // Serve forwards c until it ends, and returns why, if not in order. The end of ctx
 // does not end it: bytes have no good moment for that.
 func (p *Proxy) Serve(_ context.Context, c net.Conn, info *exchange.Conn) error {
+	return p.begin(info).serve(c, nil)
+}
+
+func (p *Proxy) begin(info *exchange.Conn) *connection {
 	x := &connection{proxy: p, info: info}
 	x.entry.Start = time.Now()
 	x.entry.DownstreamLocal, x.entry.DownstreamRemote = info.Local, info.Remote
 	x.entry.ServerName = info.SNI
-	client := newEnd(c)
+	x.labelClient()
+	return x
+}
 
-	err := x.forward(client)
+// serve forwards c, over the way that was opened ahead if there is one.
+func (x *connection) serve(c net.Conn, ahead *Ahead) error {
+	p := x.proxy
+	err := x.forward(newEnd(c), ahead)
 
 	x.tell()
 	if h := x.handle.Load(); h != nil {
@@ -117,9 +126,13 @@ func (p *Proxy) Serve(_ context.Context, c net.Conn, info *exchange.Conn) error 
 
 // forward exchanges metadata with the client, connects, does the same with the
 // server, and copies.
-func (x *connection) forward(client end) error {
+func (x *connection) forward(client end, ahead *Ahead) error {
 	p := x.proxy
-	x.labelClient()
+	if ahead != nil {
+		defer ahead.server.Close()
+		x.opened()
+		return x.relay(&relay{client: client, server: newEnd(&heard{ahead.server, ahead.first}), idle: p.idle, count: x.count})
+	}
 	if p.cfg.Chain.PeerExchange && x.info.ALPN == mtls.PeerExchange {
 		frame, err := mtls.Exchange(client.conn, p.cfg.OwnMetadata, false, time.Now().Add(exchangeTimeout))
 		if err != nil {
@@ -132,9 +145,7 @@ func (x *connection) forward(client end) error {
 		}
 	}
 
-	name := route.Pick(p.cfg.Chain.Clusters, rand.Uint64())
-	x.entry.UpstreamCluster = name
-	server, err := x.connect(name)
+	server, err := x.connect()
 	if err != nil {
 		client.reset()
 		x.opened()
@@ -150,11 +161,22 @@ func (x *connection) forward(client end) error {
 			return fmt.Errorf("metadata to server: %w", err)
 		}
 		// The client's first bytes need not wait for the answer.
-		r.fromServer = func() error { return x.metadata(server) }
+		r.fromServer = func() error {
+			if err := x.metadata(server); err != nil {
+				return err
+			}
+			x.opened()
+			return nil
+		}
 	} else {
 		x.opened()
 	}
-	err = r.run()
+	return x.relay(r)
+}
+
+// relay copies, and notes how it ended.
+func (x *connection) relay(r *relay) error {
+	err := r.run()
 	if x.handle.Load() == nil {
 		x.opened()
 	}
@@ -178,12 +200,13 @@ func (x *connection) metadata(server *upstream.Conn) error {
 		w.Principal = x.labels.Destination.Principal
 		x.labels.Destination = w
 	}
-	x.opened()
 	return server.SetReadDeadline(time.Time{})
 }
 
-// connect returns a connection to an endpoint of the cluster.
-func (x *connection) connect(name string) (*upstream.Conn, error) {
+// connect returns a connection to an endpoint of one of the chain's clusters.
+func (x *connection) connect() (*upstream.Conn, error) {
+	name := route.Pick(x.proxy.cfg.Chain.Clusters, rand.Uint64())
+	x.entry.UpstreamCluster = name
 	c := x.proxy.cfg.Clusters.Cluster(name)
 	x.labelService(name, c)
 	if c == nil {

@@ -46,10 +46,10 @@ func (c *Cluster) open(ctx context.Context, s *state, e *Endpoint, w *Want, pool
 	defer c.pending.Add(-1)
 
 	var only *Endpoint
-	if !pooled || s.plan.Discovery == plan.OriginalDst {
-		only = e
+	if s.plan.Discovery == plan.OriginalDst {
+		only = e // others are somewhere else
 	}
-	if ok, waiter := c.slots.take(only); !ok {
+	if waiter := newWaiter(only, !pooled || w.Fresh); !c.slots.take(waiter) {
 		conn, err := c.queue(ctx, s, e, w, waiter, pooled)
 		if conn != nil || err != nil {
 			return conn, err
@@ -103,7 +103,7 @@ func (c *Cluster) queue(ctx context.Context, s *state, e *Endpoint, w *Want, wai
 			return nil, ctx.Err()
 		case conn != nil && conn.stale():
 			conn.discard() // frees a slot for someone, perhaps for us
-			if ok, waiter = c.slots.take(waiter.only); !ok {
+			if !c.slots.take(waiter) {
 				continue
 			}
 			return nil, nil

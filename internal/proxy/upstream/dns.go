@@ -60,6 +60,10 @@ func (s *Set) Run(ctx context.Context) error {
 // and at intervals.
 func (c *Cluster) refresh(ctx context.Context) {
 	for {
+		select {
+		case <-c.replanned: // what follows looks at the newest anyway
+		default:
+		}
 		wait := refreshInterval
 		if !c.resolve(ctx) {
 			wait = retryInterval

@@ -21,8 +21,14 @@ type slots struct {
 type waiter struct {
 	// granted gets a connection, or nil for the permission to dial. cap 1.
 	granted chan *Conn
-	// only is the one endpoint that will do, or nil for any.
-	only *Endpoint
+	// dials is true if only a new connection will do, and only is the one endpoint
+	// whose connections will, or nil for any.
+	dials bool
+	only  *Endpoint
+}
+
+func (w *waiter) suits(c *Conn) bool {
+	return !w.dials && (w.only == nil || w.only == c.Endpoint)
 }
 
 // limit sets the number of slots. If there are more now, the queue moves.
@@ -44,17 +50,21 @@ func (s *slots) pop(i int) chan *Conn {
 	return w.granted
 }
 
-// take gets a slot at once, or queues up if only is true that there is none.
-func (s *slots) take(only *Endpoint) (ok bool, w *waiter) {
+// take gets a slot at once, or puts w into the queue if there is none.
+func (s *slots) take(w *waiter) (ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.room() {
 		s.used++
-		return true, nil
+		return true
 	}
-	w = &waiter{granted: make(chan *Conn, 1), only: only}
 	s.queue = append(s.queue, w)
-	return false, w
+	return false
+}
+
+// newWaiter makes a request for the queue.
+func newWaiter(only *Endpoint, dials bool) *waiter {
+	return &waiter{granted: make(chan *Conn, 1), only: only, dials: dials}
 }
 
 // free gives a slot back, or on to the first in the queue.
@@ -73,7 +83,7 @@ func (s *slots) offer(c *Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, w := range s.queue {
-		if w.only == nil || w.only == c.Endpoint {
+		if w.suits(c) {
 			s.pop(i) <- c
 			return true
 		}

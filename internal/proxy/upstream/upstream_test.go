@@ -646,6 +646,8 @@ func TestManyAtOnce(t *testing.T) {
 		}
 		wg.Wait()
 		time.Sleep(time.Second)
+		c.slots.mu.Lock()
+		defer c.slots.mu.Unlock()
 		if s := c.Stats.Load(); s.CxActive != 0 || s.RqActive != 0 || c.slots.used != 0 || len(c.slots.queue) != 0 || c.pending.Load() != 0 {
 			t.Errorf("in the end %+v, slots %d, queue %d, pending %d", s, c.slots.used, len(c.slots.queue), c.pending.Load())
 		}

@@ -43,7 +43,7 @@ type Handler interface {
 	Apply(typeURL string, added []Resource, removed []string) error
 	// Wanted returns the names to be subscribed to for a type that is asked for
 	// by name: the routes that listeners, and the endpoints that clusters, refer
-	// to. It is asked after each Apply.
+	// to, each once and sorted. It is asked after each Apply.
 	Wanted(typeURL string) []string
 }
 

@@ -18,7 +18,7 @@ type stream struct {
 	client *Client
 	rpc    discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 	// subscribed holds the names asked for, for each type asked for by name.
-	subscribed map[string]map[string]bool
+	subscribed map[string][]string
 	// greeted is set once the node was sent; the server needs it once.
 	greeted bool
 }
@@ -37,7 +37,7 @@ func (c *Client) follow(ctx context.Context) (heard bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	s := &stream{client: c, rpc: rpc, subscribed: map[string]map[string]bool{}}
+	s := &stream{client: c, rpc: rpc, subscribed: map[string][]string{}}
 	if err := s.open(); err != nil {
 		return false, s.cause(err)
 	}
@@ -79,8 +79,9 @@ func (s *stream) open() error {
 			}
 			continue
 		}
-		wanted := setOf(s.client.cfg.Handler.Wanted(k.url))
-		maps.DeleteFunc(versions, func(name, _ string) bool { return !wanted[name] })
+		wanted := s.client.cfg.Handler.Wanted(k.url)
+		s.client.forget(k.url, setOf(wanted)) // the file may have had more
+		versions = s.client.versions(k.url)
 		if err := s.subscribe(k.url, wanted, versions); err != nil {
 			return err
 		}
@@ -112,7 +113,7 @@ func (s *stream) take(answer *discoveryv3.DeltaDiscoveryResponse) error {
 		if !k.byName {
 			continue
 		}
-		if err := s.subscribe(k.url, setOf(c.cfg.Handler.Wanted(k.url)), nil); err != nil {
+		if err := s.subscribe(k.url, c.cfg.Handler.Wanted(k.url), nil); err != nil {
 			return err
 		}
 	}
@@ -121,20 +122,20 @@ func (s *stream) take(answer *discoveryv3.DeltaDiscoveryResponse) error {
 
 // subscribe tells the server the difference between what is subscribed to and
 // what is wanted. What is wanted no more is forgotten, since it grows stale now.
-func (s *stream) subscribe(typeURL string, wanted map[string]bool, versions map[string]string) error {
+func (s *stream) subscribe(typeURL string, wanted []string, versions map[string]string) error {
 	had := s.subscribed[typeURL]
-	req := &discoveryv3.DeltaDiscoveryRequest{
+	if slices.Equal(wanted, had) {
+		return nil // the usual case
+	}
+	s.subscribed[typeURL] = slices.Clone(wanted)
+	before, after := setOf(had), setOf(wanted)
+	s.client.forget(typeURL, after)
+	return s.send(&discoveryv3.DeltaDiscoveryRequest{
 		TypeUrl:                  typeURL,
-		ResourceNamesSubscribe:   missing(wanted, had),
-		ResourceNamesUnsubscribe: missing(had, wanted),
+		ResourceNamesSubscribe:   missing(after, before),
+		ResourceNamesUnsubscribe: missing(before, after),
 		InitialResourceVersions:  versions,
-	}
-	s.subscribed[typeURL] = wanted
-	s.client.forget(typeURL, wanted)
-	if len(req.ResourceNamesSubscribe) == 0 && len(req.ResourceNamesUnsubscribe) == 0 {
-		return nil
-	}
-	return s.send(req)
+	})
 }
 
 func (s *stream) send(req *discoveryv3.DeltaDiscoveryRequest) error {

@@ -50,7 +50,7 @@ func (w *watch) subscribe(names []string, first bool) bool {
 			w.wildcard = true
 			continue
 		}
-		w.names[n] = true
+		w.names[n], w.order = true, nil
 		// "The server must still provide those resources in the response; … the
 		// client may have “forgotten” those resources despite apparently
 		// remaining subscribed." Not so on the first request, where the client has
@@ -75,6 +75,7 @@ func (w *watch) unsubscribe(names []string) (ask bool) {
 			continue // "superfluous resource names": "it can simply ignore these"
 		}
 		delete(w.names, n)
+		w.order = nil
 		delete(w.force, n)
 		if w.wildcard {
 			// "The server must send a response that includes the specific resource
@@ -102,24 +103,43 @@ func (m *delta) respond(typeURL string, h have, only []string) *response {
 	}
 	out := &response{typeURL: typeURL}
 	target := w.target(typeURL, h)
-	for _, name := range slices.Sorted(maps.Keys(target)) {
-		w.offer(out, target[name])
-	}
-	for _, name := range slices.Sorted(maps.Keys(w.sent)) {
-		if target[name] == nil && !h.held(typeURL, name) {
-			w.withdraw(out, name)
+	had, still := len(w.sent), 0
+	for _, r := range target {
+		if _, ok := w.sent[r.Name]; ok {
+			still++
 		}
+		w.offer(out, r)
 	}
-	for _, name := range slices.Sorted(maps.Keys(w.force)) {
-		if target[name] == nil && !slices.Contains(out.removed, name) {
-			w.withdraw(out, name)
-		}
+	if still < had || len(w.force) > 0 {
+		w.withdrawOthers(out, typeURL, h, target)
 	}
 	if len(out.resources) == 0 && len(out.removed) == 0 && !(w.owed && w.wildcard) {
 		return nil
 	}
-	out.version = stateVersion(w.sent)
 	return w.stamp(out)
+}
+
+// withdrawOthers tells that what is not in the target is gone, or never was.
+func (w *watch) withdrawOthers(out *response, typeURL string, h have, target []*encode.Resource) {
+	there := make(map[string]bool, len(target))
+	for _, r := range target {
+		there[r.Name] = true
+	}
+	var gone []string
+	for name := range w.sent {
+		if !there[name] && !h.held(typeURL, name) {
+			gone = append(gone, name)
+		}
+	}
+	for name := range w.force {
+		if _, had := w.sent[name]; !there[name] && !had {
+			gone = append(gone, name)
+		}
+	}
+	slices.Sort(gone)
+	for _, name := range gone {
+		w.withdraw(out, name)
+	}
 }
 
 // deltaOnly answers for some names.
@@ -142,7 +162,6 @@ func (w *watch) deltaOnly(typeURL string, h have, only []string) *response {
 	for _, name := range only {
 		delete(keep, name)
 	}
-	out.version = stateVersion(w.sent)
 	w.stamp(out)
 	w.force = keep
 	return out

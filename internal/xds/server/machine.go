@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 
@@ -43,7 +44,7 @@ const (
 // have is what a stream's proxy should have, at one moment.
 type have interface {
 	// all returns what the proxy gets without naming it, sorted by name; nothing
-	// for types that are only asked for by name.
+	// for types that are only asked for by name. It must not be changed.
 	all(typeURL string) []*encode.Resource
 	// get returns one resource, or nil if there is none.
 	get(typeURL, name string) *encode.Resource
@@ -124,6 +125,7 @@ type watch struct {
 	// absence of names mean all.
 	legacy bool
 	names  map[string]bool
+	order  []string // names, sorted; nil after a change
 	// sent holds the versions that the client has, or refused: both are not sent
 	// again until they change. A NACK so never starts a loop.
 	sent map[string]string
@@ -173,21 +175,33 @@ func (w *watch) stamp(r *response) *response {
 	return r
 }
 
-// target returns what the client should have of a type, by name.
-func (w *watch) target(typeURL string, h have) map[string]*encode.Resource {
-	out := make(map[string]*encode.Resource, len(w.sent))
+// target returns what the client should have of a type, sorted by name.
+func (w *watch) target(typeURL string, h have) []*encode.Resource {
+	var all []*encode.Resource
 	if w.wildcard {
-		for _, r := range h.all(typeURL) {
-			out[r.Name] = r
-		}
+		all = h.all(typeURL)
 	}
-	for name := range w.names {
+	if len(w.names) == 0 {
+		return all
+	}
+	if w.order == nil {
+		w.order = slices.Sorted(maps.Keys(w.names))
+	}
+	named := make([]*encode.Resource, 0, len(w.order))
+	for _, name := range w.order {
 		if r := h.get(typeURL, name); r != nil {
-			out[name] = r
+			named = append(named, r)
 		}
 	}
-	return out
+	if len(all) == 0 {
+		return named
+	}
+	named = append(named, all...)
+	slices.SortFunc(named, byName)
+	return slices.CompactFunc(named, func(a, b *encode.Resource) bool { return a.Name == b.Name })
 }
+
+func byName(a, b *encode.Resource) int { return strings.Compare(a.Name, b.Name) }
 
 func (w *watch) status() TypeStatus {
 	return TypeStatus{

@@ -161,6 +161,7 @@ func (r *resources) all(typeURL string) []*encode.Resource {
 	list := r.planned.set[typeURL]
 	if typeURL == encode.ClusterType && len(r.leaving) > 0 {
 		list = slices.AppendSeq(slices.Clone(list), maps.Values(r.leaving))
+		slices.SortFunc(list, byName)
 	}
 	return list
 }

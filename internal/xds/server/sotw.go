@@ -3,7 +3,6 @@ package server
 import (
 	"fmt"
 	"maps"
-	"slices"
 )
 
 // sotw is the state-of-the-world variant. Quotations are from the document "xDS
@@ -53,7 +52,7 @@ func (w *watch) subscribeTo(names []string) (added bool) {
 	// semantic is no longer available".
 	w.legacy = false
 	had := w.names
-	w.names = make(map[string]bool, len(names))
+	w.names, w.order = make(map[string]bool, len(names)), nil
 	all := false
 	for _, n := range names {
 		if n == "*" {
@@ -93,8 +92,8 @@ func (m *sotw) respond(typeURL string, h have, only []string) *response {
 	next := make(map[string]string, len(target))
 	out := &response{typeURL: typeURL}
 	different := len(target) != len(w.sent) || len(w.force) > 0
-	for _, name := range slices.Sorted(maps.Keys(target)) {
-		r := target[name]
+	for _, r := range target {
+		name := r.Name
 		next[name] = r.Version
 		had, known := w.sent[name]
 		if had != r.Version || w.force[name] {

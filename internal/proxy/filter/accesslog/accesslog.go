@@ -2,6 +2,7 @@
 package accesslog
 
 import (
+	"bytes"
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
@@ -26,12 +27,28 @@ func New(cfg Config) func(*exchange.Exchange) {
 	}
 }
 
+// path returns what was asked for before the route rewrote it.
+func path(x *exchange.Exchange) []byte {
+	q := &x.Request
+	if original := q.Header.Get(exchange.OriginalPath); original != nil {
+		return original
+	}
+	if q.Path == nil || q.Connect || bytes.HasPrefix(q.Target, q.Path) {
+		return q.Target
+	}
+	b := append(x.Scratch(), q.Path...)
+	if q.HasQuery {
+		b = append(append(b, '?'), q.Query...)
+	}
+	return x.Keep(b)
+}
+
 func entry(x *exchange.Exchange) telemetry.Entry {
 	q, r, u := &x.Request, &x.Response, &x.Upstream
 	e := telemetry.Entry{
 		Start:            x.Start,
 		Method:           q.Method,
-		Path:             q.Target,
+		Path:             path(x),
 		Protocol:         q.Protocol(),
 		Code:             r.Status,
 		Flags:            x.Flags.String(),

@@ -29,6 +29,7 @@ type call struct {
 	common int    // how much of out is the same for all attempts
 	body   []byte // the request's body, if all of it was here at once
 	stream bool   // the body has to be read while it is sent
+	spent  bool   // some of it was read, and can not be sent again
 	tried  []*upstream.Endpoint
 
 	conn     *upstream.Conn // of the current attempt
@@ -49,7 +50,7 @@ func (c *call) clientLeft() { c.guard.interrupt(clientGone) }
 
 func (c *call) begin(r *router, x *exchange.Exchange, cluster *upstream.Cluster, rule *plan.Route, retry *route.Retry) {
 	c.r, c.x, c.cluster, c.rule, c.retry = r, x, cluster, rule, retry
-	c.retries, c.fresh, c.answered, c.stream, c.body = 0, false, false, false, nil
+	c.retries, c.fresh, c.answered, c.stream, c.spent, c.body = 0, false, false, false, false, nil
 	c.guard.now = r.cfg.Now
 	c.guard.begin()
 	c.out = http1.GetOut()
@@ -183,6 +184,7 @@ func (c *call) send() failure {
 		p, _ := x.Request.Body.Buffered()
 		b = append(b, p...)
 		x.Request.Body.Take()
+		c.spent = len(p) > 0
 	} else {
 		b = append(b, c.body...)
 	}
@@ -191,6 +193,7 @@ func (c *call) send() failure {
 		return c.broken(err, n == 0)
 	}
 	if c.stream {
+		c.spent = true
 		c.upload.start(c.conn, x.Request.Body)
 	}
 	return failure{}

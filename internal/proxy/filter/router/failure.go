@@ -112,7 +112,7 @@ func (c *call) retryFailure(f *failure) bool {
 		c.x.Upstream.Attempts--
 		return true
 	}
-	if c.answered || c.stream && c.x.Request.Body.Size() > 0 {
+	if c.answered || c.spent {
 		return false
 	}
 	want := false
@@ -219,6 +219,9 @@ func (c *call) failInterrupted(why cause) {
 		x.Fail(exchange.UpstreamTimeout, 504, "upstream request timeout", "response_timeout")
 	case tryTimeout:
 		x.Fail(exchange.UpstreamTimeout, 504, "upstream request timeout", "upstream_per_try_timeout")
+	case stalled:
+		x.Close = true
+		x.Fail(exchange.StreamIdle, 408, "stream timeout", "stream_idle_timeout")
 	case badUpload:
 		x.Close = true
 		x.Fail(exchange.ClientProtocolError, 400, "", "http1.codec_error")
@@ -239,6 +242,9 @@ func (c *call) cutShort(why cause) {
 	case allTimeout, tryTimeout:
 		x.Flags |= exchange.UpstreamTimeout
 		x.Details = "response_timeout"
+	case stalled:
+		x.Flags |= exchange.StreamIdle
+		x.Details = "stream_idle_timeout"
 	case badUpload:
 		x.Flags |= exchange.ClientProtocolError
 		x.Details = "http1.codec_error"

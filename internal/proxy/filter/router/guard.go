@@ -16,6 +16,7 @@ const (
 	allTimeout       // the whole request did
 	clientGone
 	badUpload // the client's body is no HTTP
+	stalled   // the client stopped sending its body
 )
 
 // watchAfter is when the guard begins to look whether the client hangs up: most

@@ -3,6 +3,7 @@ package router
 import (
 	"errors"
 	"io"
+	"sync/atomic"
 
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
 	"github.com/heddle-mesh/heddle/internal/proxy/http1"
@@ -13,6 +14,8 @@ import (
 type upload struct {
 	call *call
 	done chan struct{} // closed when the goroutine ends; nil if there is none
+	// stopped is set before the goroutine is made to end.
+	stopped atomic.Bool
 	// panicked is what the goroutine panicked with. It is raised again where the
 	// exchange's own goroutine waits.
 	panicked any
@@ -20,6 +23,8 @@ type upload struct {
 
 func (u *upload) start(conn *upstream.Conn, body exchange.Body) {
 	u.done = make(chan struct{})
+	u.stopped.Store(false)
+	u.call.x.Client.Progress()
 	go u.run(conn, body, u.done)
 }
 
@@ -37,6 +42,7 @@ func (u *upload) run(conn *upstream.Conn, body exchange.Body, done chan<- struct
 			u.ended(err)
 			return
 		}
+		u.call.x.Client.Progress()
 		if _, err := conn.Write(p); err != nil {
 			return // reading the response tells why, or is the response
 		}
@@ -59,7 +65,10 @@ func (u *upload) ended(err error) {
 		error
 		Timeout() bool
 	}](err); ok && t.Timeout() {
-		return // stopped
+		if !u.stopped.Load() {
+			c.guard.interrupt(stalled)
+		}
+		return
 	}
 	c.guard.interrupt(clientGone)
 }
@@ -72,6 +81,7 @@ func (u *upload) stop() {
 	select {
 	case <-u.done:
 	default:
+		u.stopped.Store(true)
 		u.call.x.Client.AbortRead()
 		u.call.conn.SetDeadline(past)
 		<-u.done
