@@ -98,12 +98,17 @@ func (c *controller) apply(ctx context.Context, b config.Batch) {
 // no time. It returns when no pod is left.
 func (c *controller) run(soft, hard context.Context) error {
 	c.began = time.Now()
+	hard, kill := context.WithCancel(hard)
+	defer kill()
 	for {
 		select {
 		case <-soft.Done():
 			for _, p := range c.list() {
 				p.shutdown()
 			}
+			// Pods that were leaving already may have more time; not now.
+			patience := time.AfterFunc(2*shutdownGrace, kill)
+			defer patience.Stop()
 			c.running.Wait()
 			return nil
 		case b := <-c.batches:

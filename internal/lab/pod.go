@@ -158,9 +158,8 @@ func (p *pod) end(grace time.Duration, all bool) {
 	p.stopOnce.Do(func() {
 		now := time.Now()
 		p.mu.Lock()
-		p.leaving = &now
+		p.leaving, p.grace, p.all = &now, grace, all
 		p.mu.Unlock()
-		p.grace, p.all = grace, all
 		close(p.stopped)
 		p.kubelet.changed()
 	})

@@ -74,6 +74,9 @@ func (w *testWorld) View(p *compile.Proxy) (string, func() *plan.Plan) {
 
 func (w *testWorld) Endpoints(name string) (*plan.LoadAssignment, bool) {
 	n, ok := w.ports[name]
+	if n < 0 {
+		panic("negative endpoints")
+	}
 	if !ok {
 		return nil, false
 	}
@@ -383,6 +386,34 @@ func TestAWorldThatCannotBeCompiledChangesNothing(t *testing.T) {
 		s.Update(small(3), true, nil)
 		time.Sleep(time.Second)
 		p.want("cds " + a)
+	})
+}
+
+func TestAMistakeEndsOneStreamOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var faults []error
+		s := start(t, func(err error) { faults = append(faults, err) })
+		w := small(1)
+		w.ports[b] = -1
+		s.Update(w, true, nil)
+		p, q := connect(t, s, newDelta(), sidecar, nil), connect(t, s, newDelta(), sidecar, nil)
+		q.subscribe(false)
+		q.hear()
+		p.ask(&request{typeURL: eds, subscribe: []string{b}})
+		if err := <-p.done; status.Code(err) != codes.Internal {
+			t.Errorf("the stream ended with %v", err)
+		}
+		if len(faults) != 1 || !strings.Contains(faults[0].Error(), "negative endpoints") {
+			t.Errorf("faults %v", faults)
+		}
+		s.Update(small(2), true, nil)
+		time.Sleep(time.Second)
+		if got := q.hear(); !strings.Contains(got, "cds "+a) {
+			t.Errorf("the other stream heard %q", got)
+		}
+		if n := len(s.Proxies()); n != 1 {
+			t.Errorf("%d proxies are left", n)
+		}
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -26,21 +27,25 @@ type stream struct {
 	began   time.Time
 	wake    chan struct{} // holds one token while there are notes
 
-	mu sync.Mutex
-	// mu guards the notes, and the machine with what belongs to it, which are
-	// read for status. It is never held while sending.
+	notes sync.Mutex
+	// notes guards what others leave for the loop. It is held for moments only, so
+	// that a stream that compiles holds up nobody.
 	publication *publication        // to be taken from
 	unpushed    bool                // it is newer than what was pushed
 	dirty       map[string]struct{} // EDS names whose endpoints differ
-	proxy       *compile.Proxy      // Asked changes
-	machine     machine
-	have        *resources          // nil until the first world
-	sweep       *time.Timer         // runs while clusters are leaving
-	taken       *publication        // that have was made from
 	watching    map[string][]string // EDS names by service port
-	sentAt      map[string]time.Time
-	ackedAt     map[string]time.Time
-	converging  time.Time // when the change came that is sent but not acknowledged; else zero
+
+	mu sync.Mutex
+	// mu guards the machine with what belongs to it, which others read for status.
+	// It is never held while sending.
+	proxy      *compile.Proxy // Asked changes
+	machine    machine
+	have       *resources   // nil until the first world
+	taken      *publication // that have was made from
+	sweep      *time.Timer  // runs while clusters are leaving
+	sentAt     map[string]time.Time
+	ackedAt    map[string]time.Time
+	converging time.Time // when the change came that is sent but not acknowledged; else zero
 }
 
 // serve runs one stream to its end.
@@ -71,9 +76,21 @@ func (s *Server) serve(ctx context.Context, auth Authenticator, w wire, m machin
 	}
 	defer s.remove(st)
 	s.cfg.Log.Info("proxy connected", "node", st.node)
-	err = st.loop(ctx, first)
+	err = st.guarded(ctx, first)
 	s.cfg.Log.Info("proxy gone", "node", st.node, "err", err)
 	return err
+}
+
+// guarded runs the loop so that a mistake which one proxy brings to light ends
+// its own stream and nobody else's.
+func (st *stream) guarded(ctx context.Context, first *request) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			st.server.fault("stream of %s: %v\n%s", st.node, r, debug.Stack())
+			err = status.Error(codes.Internal, "the control plane made a mistake; see its log")
+		}
+	}()
+	return st.loop(ctx, first)
 }
 
 // loop answers requests and sends changes until the stream ends.
@@ -126,11 +143,20 @@ func (st *stream) loop(ctx context.Context, first *request) error {
 
 // take handles one request.
 func (st *stream) take(r *request) error {
+	out, err := st.answer(r)
+	if err != nil {
+		return status.Error(codes.ResourceExhausted, err.Error())
+	}
+	return st.send(out)
+}
+
+// answer returns what a request is answered with, nil for nothing.
+func (st *stream) answer(r *request) (*response, error) {
 	st.mu.Lock()
+	defer st.mu.Unlock()
 	verdict, ask, err := st.machine.take(r)
 	if err != nil {
-		st.mu.Unlock()
-		return status.Error(codes.ResourceExhausted, err.Error())
+		return nil, err
 	}
 	switch verdict {
 	case refused:
@@ -151,13 +177,10 @@ func (st *stream) take(r *request) error {
 		st.proxy = &p
 		st.taken = nil
 	}
-	answer := ask && st.refresh()
-	var out *response
-	if answer {
-		out = st.respond(r.typeURL, nil)
+	if !ask || !st.refresh() {
+		return nil, nil
 	}
-	st.mu.Unlock()
-	return st.send(out)
+	return st.respond(r.typeURL, nil), nil
 }
 
 // acknowledged notes an ACK.
@@ -182,17 +205,15 @@ func (st *stream) acknowledged(r *request) {
 
 // push sends what the notes are about.
 func (st *stream) push() error {
-	st.mu.Lock()
+	st.notes.Lock()
 	config, names := st.unpushed, slices.Sorted(maps.Keys(st.dirty))
 	st.unpushed = false
 	clear(st.dirty)
-	ready := st.refresh()
-	if config && ready && st.converging.IsZero() {
-		st.converging = st.taken.changed
-	}
-	st.mu.Unlock()
+	st.notes.Unlock()
 	switch {
-	case !ready:
+	case !st.prepare(config):
+		return nil
+	case !config && len(names) == 0:
 		return nil
 	case !config:
 		_, err := st.say(encode.EndpointType, names)
@@ -214,12 +235,30 @@ func (st *stream) push() error {
 	return nil
 }
 
+// prepare makes the configuration that is to be sent, and reports whether there
+// is one.
+func (st *stream) prepare(config bool) bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if !st.refresh() {
+		return false
+	}
+	if config && st.converging.IsZero() {
+		st.converging = st.taken.changed
+	}
+	return true
+}
+
 // say sends what is due of one type.
 func (st *stream) say(typeURL string, only []string) (something bool, err error) {
-	st.mu.Lock()
-	out := st.respond(typeURL, only)
-	st.mu.Unlock()
+	out := st.due(typeURL, only)
 	return out != nil, st.send(out)
+}
+
+func (st *stream) due(typeURL string, only []string) *response {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.respond(typeURL, only)
 }
 
 // respond makes the response of a type, if one is due.
@@ -249,18 +288,16 @@ func (st *stream) send(out *response) error {
 // refresh takes the configuration from the noted publication, if it is newer, and
 // reports whether there is one. If it cannot be made, the proxy keeps what it has.
 func (st *stream) refresh() bool {
-	if st.have != nil && st.taken == st.publication {
-		return true
+	st.notes.Lock()
+	publication := st.publication
+	st.notes.Unlock()
+	if publication == nil || st.taken == publication {
+		return st.have != nil
 	}
-	if st.publication == nil {
-		return false
-	}
-	p, err := st.server.plans.of(st.publication.world, st.proxy)
+	p, err := st.server.plans.of(publication.world, st.proxy)
+	st.taken = publication
 	if err != nil {
 		st.server.fault("%w", err)
-		if st.have != nil {
-			st.taken = st.publication
-		}
 		return st.have != nil
 	}
 	next := &resources{planned: p, endpoints: st.server.eds, named: st.proxy.Class == compile.GRPC}
@@ -270,7 +307,7 @@ func (st *stream) refresh() bool {
 			st.sweep = time.NewTimer(linger)
 		}
 	}
-	st.taken, st.have = st.publication, next
+	st.have = next
 	return true
 }
 
@@ -315,31 +352,34 @@ func (st *stream) clean() error {
 
 // indexEndpoints notes which service ports the stream watches.
 func (st *stream) indexEndpoints() {
-	clear(st.watching)
+	watching := map[string][]string{}
 	for name := range st.machine.watched(encode.EndpointType) {
 		k := endpointKey(name)
-		st.watching[k] = append(st.watching[k], name)
+		watching[k] = append(watching[k], name)
 	}
+	st.notes.Lock()
+	st.watching = watching
+	st.notes.Unlock()
 }
 
 // markConfig notes that there is a newer configuration.
 func (st *stream) markConfig(p *publication) {
-	st.mu.Lock()
+	st.notes.Lock()
 	st.publication, st.unpushed = p, true
-	st.mu.Unlock()
+	st.notes.Unlock()
 	st.awake()
 }
 
 // markEndpoints notes that the endpoints of some service ports differ.
 func (st *stream) markEndpoints(keys []string) {
-	st.mu.Lock()
+	st.notes.Lock()
 	for _, k := range keys {
 		for _, name := range st.watching[k] {
 			st.dirty[name] = struct{}{}
 		}
 	}
 	found := len(st.dirty) > 0
-	st.mu.Unlock()
+	st.notes.Unlock()
 	if found {
 		st.awake()
 	}
