@@ -10,6 +10,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
+	"google.golang.org/protobuf/reflect/protopath"
+	"google.golang.org/protobuf/reflect/protorange"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/heddle-mesh/heddle/internal/compile"
 	"github.com/heddle-mesh/heddle/internal/config"
@@ -33,7 +37,13 @@ func TestPlansOfTheCompileStepSurvive(t *testing.T) {
 			e := encode.New()
 			for _, p := range proxiesOf(w) {
 				made := compile.Plan(compile.ViewOf(w, p))
-				got, err := back(e.Plan(made))
+				set := e.Plan(made)
+				for _, list := range set {
+					for _, r := range list {
+						keepsEnvoysRules(t, r.Name, r.Body)
+					}
+				}
+				got, err := back(set)
 				if err != nil {
 					t.Errorf("%s: a proxy refuses it: %v", p.ID, err)
 					continue
@@ -50,7 +60,9 @@ func TestPlansOfTheCompileStepSurvive(t *testing.T) {
 						t.Errorf("%s: cluster %s has no endpoint list", p.ID, c.Name)
 						continue
 					}
-					if _, err := decode.LoadAssignment(e.LoadAssignment(l).Body); err != nil {
+					r := e.LoadAssignment(l)
+					keepsEnvoysRules(t, r.Name, r.Body)
+					if _, err := decode.LoadAssignment(r.Body); err != nil {
 						t.Errorf("%s: %v", p.ID, err)
 					}
 				}
@@ -116,4 +128,37 @@ func canonical(p *plan.Plan) *plan.Plan {
 	c.Clusters = slices.Clone(p.Clusters)
 	slices.SortFunc(c.Clusters, func(a, b *plan.Cluster) int { return strings.Compare(a.Name, b.Name) })
 	return &c
+}
+
+// keepsEnvoysRules checks a message, and those packed into it, by the rules that
+// Envoy's API states for its fields.
+func keepsEnvoysRules(t *testing.T, name string, a *anypb.Any) {
+	t.Helper()
+	if a.GetTypeUrl() == encode.NameTableType {
+		return // not Envoy's
+	}
+	m, err := a.UnmarshalNew()
+	if err != nil {
+		t.Errorf("%s: %v", name, err)
+		return
+	}
+	if v, ok := m.(interface{ ValidateAll() error }); ok {
+		if err := v.ValidateAll(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	} else {
+		t.Errorf("%s: %T has no rules", name, m)
+	}
+	err = protorange.Range(m.ProtoReflect(), func(v protopath.Values) error {
+		if inner, ok := v.Index(-1).Value.Interface().(protoreflect.Message); ok && v.Len() > 1 {
+			if packed, ok := inner.Interface().(*anypb.Any); ok {
+				keepsEnvoysRules(t, name, packed)
+				return protorange.Break
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }

@@ -281,6 +281,26 @@ func TestPodsAsAUserSeesThem(t *testing.T) {
 					t.Errorf("the last line of a Deployment's pod is %q", out)
 				}
 			})
+			t.Run("orphans are buried", func(t *testing.T) {
+				if _, errs, status := m.run("", "exec", "client", "--", "sh", "-c", "(setsid sleep 0.01 &)"); status != 0 {
+					t.Fatal(errs)
+				}
+				m.eventually("no zombie", func() bool {
+					_, _, status := m.run("", "exec", "client", "--", "sh", "-c", `! cat /proc/[0-9]*/stat 2>/dev/null | grep -q ") Z "`)
+					return status == 0
+				})
+			})
+			t.Run("objects are shown as an API server would", func(t *testing.T) {
+				out, errs, _ := m.run("", "get", "svc", "details", "-o", "yaml")
+				for _, want := range []string{"kind: Service", "clusterIP: 10.96.", "targetPort: 9080"} {
+					if !strings.Contains(out, want) {
+						t.Errorf("%s%s lacks %q", out, errs, want)
+					}
+				}
+				if out, _, _ := m.run("", "get", "pods", "-A"); strings.Count(out, "\n") != 5 || !strings.Contains(out, "istiod-0") {
+					t.Errorf("pods:\n%s", out)
+				}
+			})
 			t.Run("a program that ends is started again, and ps says so", func(t *testing.T) {
 				if _, errs, status := m.run("", "exec", "details-0", "--", "sh", "-c", `kill -9 $(pgrep -f "bookstore details" | head -1)`); status != 0 {
 					t.Fatalf("kill: %s", errs)
@@ -532,9 +552,9 @@ func TestMeshesHaveNames(t *testing.T) {
 	m.ready("client")
 	other := up(t, 65534, map[string]string{"pod.yaml": plainShop})
 	other.ready("client")
-	if !strings.Contains(other.out.String(), "port 19080 of this machine is in use") {
-		t.Errorf("no word on the busy port: %s", other.out.String())
-	}
+	other.eventually("a word on the busy port", func() bool {
+		return strings.Contains(other.out.String(), "port 19080 of this machine is in use")
+	})
 	again := exec.Command(filepath.Join(m.bin, "heddle"), "up", "--name", "test-0", "--state-dir", m.state, m.dir)
 	out, err := again.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "a mesh named test-0 runs already") {

@@ -21,6 +21,14 @@ type screen struct {
 	// mu guards the following, and keeps lines whole.
 	out, err io.Writer
 	said     map[string]time.Time // complaints, to say each once in a while
+	runs     bool                 // the mesh has had manifests without errors
+}
+
+// begun says that the mesh runs with what it read.
+func (s *screen) begun() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.runs = true
 }
 
 // complainAgain is when a complaint that goes on is worth a second line.
@@ -69,10 +77,15 @@ func (s *screen) faults(faults []config.Fault) {
 		fmt.Fprintln(s.err, kind+f.Error())
 		s.mu.Unlock()
 	}
-	if refused {
-		s.mu.Lock()
+	if !refused {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.runs {
 		fmt.Fprintln(s.err, "heddle: nothing of this change was applied; the mesh goes on with what it had")
-		s.mu.Unlock()
+	} else {
+		fmt.Fprintln(s.err, "heddle: nothing runs before this is mended; the files are watched")
 	}
 }
 
@@ -88,6 +101,7 @@ const tryAnnotation = "heddle.dev/try"
 func (n *node) welcome(ctx context.Context, c *controller, pub *publisher) {
 	select {
 	case <-c.synced:
+		n.screen.begun()
 	case <-ctx.Done():
 		return
 	}

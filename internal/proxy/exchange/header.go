@@ -181,17 +181,6 @@ func (h *Header) AppendTo(b []byte) []byte {
 	return b
 }
 
-// Size returns about how many bytes AppendTo will append: never less.
-func (h *Header) Size() int {
-	n := len(h.raw)
-	for i := range h.fields {
-		if f := &h.fields[i]; f.end == 0 && !f.gone {
-			n += len(f.Name) + len(f.Value) + len(": \r\n")
-		}
-	}
-	return n
-}
-
 func sameName(a, b []byte) bool {
 	if len(a) != len(b) {
 		return false

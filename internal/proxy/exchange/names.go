@@ -34,12 +34,8 @@ const (
 	ForwardedHost
 	ForwardedClientCert
 	AttemptCount
-	Decorator
-	DownstreamServiceCluster
 	ExpectedTimeout
 	ExternalAddress
-	InternalRequest
-	OriginalHost
 	OriginalPath
 	PeerMetadata
 	PeerMetadataID
@@ -70,29 +66,25 @@ var names = [idEnd]string{
 	Server:      "server",
 	UserAgent:   "user-agent",
 
-	RequestID:                "x-request-id",
-	ForwardedFor:             "x-forwarded-for",
-	ForwardedProto:           "x-forwarded-proto",
-	ForwardedHost:            "x-forwarded-host",
-	ForwardedClientCert:      "x-forwarded-client-cert",
-	AttemptCount:             "x-envoy-attempt-count",
-	Decorator:                "x-envoy-decorator-operation",
-	DownstreamServiceCluster: "x-envoy-downstream-service-cluster",
-	ExpectedTimeout:          "x-envoy-expected-rq-timeout-ms",
-	ExternalAddress:          "x-envoy-external-address",
-	InternalRequest:          "x-envoy-internal",
-	OriginalHost:             "x-envoy-original-host",
-	OriginalPath:             "x-envoy-original-path",
-	PeerMetadata:             "x-envoy-peer-metadata",
-	PeerMetadataID:           "x-envoy-peer-metadata-id",
-	ServiceTime:              "x-envoy-upstream-service-time",
+	RequestID:           "x-request-id",
+	ForwardedFor:        "x-forwarded-for",
+	ForwardedProto:      "x-forwarded-proto",
+	ForwardedHost:       "x-forwarded-host",
+	ForwardedClientCert: "x-forwarded-client-cert",
+	AttemptCount:        "x-envoy-attempt-count",
+	ExpectedTimeout:     "x-envoy-expected-rq-timeout-ms",
+	ExternalAddress:     "x-envoy-external-address",
+	OriginalPath:        "x-envoy-original-path",
+	PeerMetadata:        "x-envoy-peer-metadata",
+	PeerMetadataID:      "x-envoy-peer-metadata-id",
+	ServiceTime:         "x-envoy-upstream-service-time",
 }
 
 // Name returns the header's name in lower case, "" for Other.
 func (id ID) Name() string { return names[id] }
 
 // maxName is the length of the longest known name.
-const maxName = len("x-envoy-downstream-service-cluster")
+const maxName = len("x-envoy-expected-rq-timeout-ms")
 
 // byLength holds the known IDs by the length of their names.
 var byLength = func() (t [maxName + 1][]ID) {

@@ -2,8 +2,10 @@ package filter
 
 import (
 	"bufio"
+	"crypto/tls"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -13,7 +15,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/heddle-mesh/heddle/internal/meshtest/certs"
 	"github.com/heddle-mesh/heddle/internal/plan"
+	"github.com/heddle-mesh/heddle/internal/proxy/mtls"
+	"github.com/heddle-mesh/heddle/internal/proxy/upstream"
 )
 
 func address(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
@@ -680,6 +685,35 @@ func TestNoClusterConnectionIsLostOrLeaked(t *testing.T) {
 		}
 		if n := b.server.Panics(); n != 0 {
 			t.Errorf("%d panics", n)
+		}
+	})
+}
+
+func TestServerThatRefusesOurCertificate(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		ours, theirs := certs.New(b.t, "cluster.local"), certs.New(b.t, "cluster.local")
+		both, pem := certs.Bundle(ours, theirs)
+		// The client trusts the server, but not the other way round.
+		me := *ours.Material("clients", "me")
+		me.Roots, me.RootPEM = both, pem
+		server := mtls.ServerConfig(theirs.Source("servers", "s"), &plan.ServerTLS{Certificate: "default", Roots: "ROOTCA", RequireCert: true, ALPN: []string{"istio"}})
+		b.set = upstream.NewSet(upstream.Config{Network: b.proxy.Proxy(), Log: slog.New(slog.DiscardHandler),
+			TLS: func(p *plan.ClientTLS) *tls.Config { return mtls.ClientConfig(certs.NewSource(&me), p) }})
+		p := b.cluster("c", b.backend("10.0.1.1:80", func(c net.Conn) {
+			tc := tls.Server(c, server)
+			tc.Handshake()
+			io.Copy(io.Discard, tc)
+		}))
+		p.TLS = &plan.ClientTLS{Certificate: "default", Roots: "ROOTCA", ALPN: []string{"istio"}}
+		b.start(to("c"))
+		c := b.dial()
+		c.send("POST / HTTP/1.1", "Host: a", "Content-Length: 4", "", "body")
+		a := c.read("POST")
+		if a.StatusCode != 503 || !strings.Contains(a.body, "remote connection failure, transport failure reason: TLS_error:remote_") {
+			t.Errorf("%d %q", a.StatusCode, a.body)
+		}
+		if log := b.logged(); !strings.Contains(log, " 503 UF upstream_reset_before_response_started{remote_connection_failure|TLS_error:remote_") {
+			t.Errorf("log: %s", log)
 		}
 	})
 }

@@ -66,6 +66,10 @@ func (c *call) broken(err error, unsent bool) failure {
 	f := failure{kind: terminated, unsent: unsent, reason: "connection termination", transport: mtls.Reason(err)}
 	if _, ok := errors.AsType[*http1.Error](err); ok {
 		f = failure{kind: protocol, reason: "protocol error"}
+	} else if f.transport != "" && !c.conn.Reused {
+		// In TLS 1.3 a client learns from its first read that the server did not
+		// accept its certificate: there never was a connection.
+		f.kind, f.unsent, f.reason = refused, true, "remote connection failure"
 	}
 	// A reused connection that ends without a word was closed while the request
 	// was on its way: the upstream has not acted on it, or may be asked again.
