@@ -154,6 +154,7 @@ func Run(ctx context.Context, cfg Config) error {
 
 	g.Go("source", source.Run)
 	g.Go("world", func(ctx context.Context) error { return keepWorld(ctx, batches, builder, reg, xds) })
+	g.Go("analysis", reg.analyse)
 	g.Go("xds", xds.Run)
 	g.Go("plain", serveGRPC(plain, doors.plain))
 	g.Go("tls", serveGRPC(secure, doors.tls))

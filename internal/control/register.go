@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/heddle-mesh/heddle/internal/config"
+	"github.com/heddle-mesh/heddle/internal/config/analyze"
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/model"
 )
@@ -23,6 +24,7 @@ type register struct {
 	log      *slog.Logger
 	onFaults func([]config.Fault)
 	began    time.Time
+	changed  chan struct{} // of size 1: objects in force changed
 
 	mu sync.Mutex
 	// mu guards all below.
@@ -31,6 +33,7 @@ type register struct {
 	errors   []config.Fault                // they keep the last good configuration in force
 	warnings map[config.Key][]config.Fault // about objects in force
 	fresh    map[config.Key]bool           // whose warnings came with the batch that is about to come
+	odd      []config.Fault                // what does not fit together in the objects in force
 	plans    []PlanFault
 	refused  uint64 // batches that were refused
 	csrs     uint64
@@ -52,7 +55,7 @@ func newRegister(log *slog.Logger, onFaults func([]config.Fault)) *register {
 		onFaults = func([]config.Fault) {}
 	}
 	return &register{
-		log: log, onFaults: onFaults, began: time.Now(),
+		log: log, onFaults: onFaults, began: time.Now(), changed: make(chan struct{}, 1),
 		objects:  map[config.Key]*config.Object{},
 		warnings: map[config.Key][]config.Fault{},
 		fresh:    map[config.Key]bool{},
@@ -63,14 +66,7 @@ func newRegister(log *slog.Logger, onFaults func([]config.Fault)) *register {
 // that are new. Those about objects that change come before the batch with the
 // change.
 func (r *register) heard(faults []config.Fault) {
-	for _, f := range faults {
-		level := slog.LevelWarn
-		if f.Severity == config.Error {
-			level = slog.LevelError
-		}
-		r.log.Log(context.Background(), level, "fault", "in", f.Pos.String(), "object", f.Object.String(), "field", f.Field, "problem", f.Problem, "hint", f.Hint)
-	}
-	r.onFaults(faults)
+	r.tell(faults)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.errors = nil
@@ -108,6 +104,53 @@ func (r *register) accepted(b config.Batch) {
 		}
 	}
 	clear(r.fresh)
+	select {
+	case r.changed <- struct{}{}:
+	default: // it will be seen
+	}
+}
+
+// analyse looks, after each change, for objects that are right by themselves and
+// wrong together, and tells what was not told before. It stands beside the pipe:
+// no proxy waits for it.
+func (r *register) analyse(ctx context.Context) error {
+	told := map[string]bool{}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.changed:
+		}
+		_, objects := r.inForce()
+		odd := analyze.Check(objects)
+		r.mu.Lock()
+		r.odd = odd
+		r.mu.Unlock()
+		now := make(map[string]bool, len(odd))
+		var fresh []config.Fault
+		for _, f := range odd {
+			now[f.Error()] = true
+			if !told[f.Error()] {
+				fresh = append(fresh, f)
+			}
+		}
+		told = now
+		if len(fresh) > 0 {
+			r.tell(fresh)
+		}
+	}
+}
+
+// tell logs faults and hands them on.
+func (r *register) tell(faults []config.Fault) {
+	for _, f := range faults {
+		level := slog.LevelWarn
+		if f.Severity == config.Error {
+			level = slog.LevelError
+		}
+		r.log.Log(context.Background(), level, "fault", "in", f.Pos.String(), "object", f.Object.String(), "field", f.Field, "problem", f.Problem, "hint", f.Hint)
+	}
+	r.onFaults(faults)
 }
 
 // inForceNow takes in the world that proxies are told of from now on, and reports
@@ -151,7 +194,7 @@ func (r *register) faults() (all []config.Fault, plans []PlanFault) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	all = slices.Clone(r.errors)
-	var warnings []config.Fault
+	warnings := slices.Clone(r.odd)
 	for _, list := range r.warnings {
 		warnings = append(warnings, list...)
 	}

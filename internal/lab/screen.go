@@ -77,11 +77,14 @@ func (s *screen) faults(faults []config.Fault) {
 		fmt.Fprintln(s.err, kind+f.Error())
 		s.mu.Unlock()
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(faults) == 0 {
+		fmt.Fprintln(s.err, "heddle: the errors are mended")
+	}
 	if !refused {
 		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.runs {
 		fmt.Fprintln(s.err, "heddle: nothing of this change was applied; the mesh goes on with what it had")
 	} else {

@@ -14,8 +14,9 @@ import (
 )
 
 // Serve handles c until the connection ends, and closes it. When ctx ends, the
-// request in progress is finished, its response announces the end of the
-// connection, and an idle connection is closed at once.
+// next response, or the one in progress, announces the end of the connection. An
+// idle connection is left open for that: closing it could meet a request that is
+// on its way. Who ends it for good closes c.
 //
 // The error is nil if the connection ended in an orderly way. It is an
 // *http1.NotHTTPError if the first bytes are no HTTP/1; then nothing was written,
@@ -28,9 +29,7 @@ func (s *Server) Serve(ctx context.Context, c net.Conn, info *exchange.Conn) err
 	d := &downstream{s: s, c: c, info: info}
 	d.context, d.cancel = connContext(ctx)
 	d.rd.Reset(c, first)
-	stop := context.AfterFunc(ctx, d.drain)
-	err := d.serve()
-	stop()
+	err := d.serve(ctx)
 	d.cancel()
 	d.rd.Release()
 	if _, other := errors.AsType[*http1.NotHTTPError](err); other {
@@ -61,6 +60,8 @@ type downstream struct {
 	info    *exchange.Conn
 	context context.Context
 	cancel  context.CancelFunc
+	// stopping is closed when the server wants to stop; nil if it never will.
+	stopping <-chan struct{}
 
 	rd       http1.Reader
 	until    time.Time // the read deadline, zero for none
@@ -71,20 +72,17 @@ type downstream struct {
 
 	mu sync.Mutex
 	// mu guards
-	idle     bool
-	draining bool
-	aborted  bool      // AbortRead was called for this request
-	sends    time.Time // the read deadline while a body comes
+	aborted bool      // AbortRead was called for this request
+	sends   time.Time // the read deadline while a body comes
 }
 
 // serve handles one request after the other.
-func (d *downstream) serve() error {
+func (d *downstream) serve(ctx context.Context) error {
+	d.stopping = ctx.Done()
 	for {
-		if !d.park() {
-			return nil
-		}
+		d.park()
 		err := d.rd.Wait()
-		if !d.unpark(err) {
+		if err != nil {
 			return d.ended(err)
 		}
 		if more, err := d.one(); !more {
@@ -93,48 +91,27 @@ func (d *downstream) serve() error {
 	}
 }
 
-// park makes the connection wait for a request, unless it is to end.
-func (d *downstream) park() bool {
+// park makes the connection wait for a request.
+func (d *downstream) park() {
 	if d.rd.Buffered() > 0 {
-		return true // the client sent more than one request at once
+		return // the client sent more than one request at once
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.draining {
-		return false
-	}
-	d.idle = true
 	// The deadline is moved only when it matters: that is a call into the runtime's
 	// timers for each request otherwise.
 	want := d.s.cfg.Now().Add(d.s.cfg.IdleTimeout)
 	if off := want.Sub(d.until); d.until.IsZero() || off > d.s.cfg.IdleTimeout/8 || off < 0 {
 		d.readUntil(want)
 	}
-	return true
 }
 
-// unpark begins a request.
-func (d *downstream) unpark(err error) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.idle = false
-	return err == nil
-}
-
-// drain is called when the server wants to stop.
-func (d *downstream) drain() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.draining = true
-	if d.idle {
-		d.c.SetReadDeadline(past)
-	}
-}
-
+// isDraining reports whether the server wants to stop.
 func (d *downstream) isDraining() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.draining
+	select {
+	case <-d.stopping:
+		return true
+	default:
+		return false
+	}
 }
 
 // past is a deadline that makes a blocked read return.

@@ -397,7 +397,23 @@ func TestDrainFinishesWhatBegan(t *testing.T) {
 			t.Error("the response does not announce the end")
 		}
 		busy.ended()
+		// What was idle gets an answer to its next request, and hears it then.
+		idle.get("/")
+		a = idle.read("GET")
+		a.want(t, 200, "done")
+		if !a.Close {
+			t.Error("the response on the idle connection does not announce the end")
+		}
 		idle.ended()
+		// So does one that was accepted meanwhile.
+		late := b.dial()
+		late.get("/")
+		a = late.read("GET")
+		a.want(t, 200, "done")
+		if !a.Close {
+			t.Error("the response on a new connection does not announce the end")
+		}
+		late.ended()
 	})
 }
 

@@ -58,7 +58,8 @@ type Config struct {
 	OnBatch func(config.Batch)
 	// OnFaults takes what is wrong with what was read: every error whenever
 	// something changed and errors remain, and a warning once for each object and
-	// field, and again when the object has changed. nil logs them.
+	// field, and again when the object has changed. An empty list says that the
+	// errors of the last one are gone. nil logs them.
 	OnFaults func([]config.Fault)
 	// Now dates objects; nil is time.Now.
 	Now func() time.Time
@@ -68,6 +69,8 @@ type Config struct {
 type Source struct {
 	cfg  Config
 	view *view
+	// refused is owned by Run: the last reading had errors.
+	refused bool
 }
 
 // New checks the configuration. It starts nothing and reads nothing.
@@ -205,9 +208,10 @@ func (s *Source) pass(disk *disk, watched *watches, decide bool) bool {
 		return true
 	}
 	batch, faults, ok := s.view.update(disk.files(), found.faults)
-	if len(faults) > 0 {
+	if len(faults) > 0 || s.refused {
 		s.cfg.OnFaults(faults)
 	}
+	s.refused = !ok
 	if !ok {
 		return true
 	}
