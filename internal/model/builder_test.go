@@ -382,7 +382,8 @@ func TestMemoIsMadeOnceForAWorld(t *testing.T) {
 	n := 0
 	f := func() any { n++; return n }
 	w := b.World()
-	if w.Memo("k", f) != 1 || w.Memo("k", f) != 1 || w.Memo("l", f) != 2 {
+	first, again, other := w.Memo("k", f), w.Memo("k", f), w.Memo("l", f)
+	if first != 1 || again != 1 || other != 2 {
 		t.Error("a value was made again, or shared between keys")
 	}
 	next, _ := b.Apply()

@@ -47,9 +47,7 @@ type proxied struct {
 	set     *upstream.Set
 	proxy   *Proxy
 	served  chan error
-	edit    func(*Config)
 	tls     *tls.Config // of the accepting side
-	info    exchange.Conn
 }
 
 // start serves connections on an address of its own until the test ends; one

@@ -301,7 +301,6 @@ func TestChangesAreCollected(t *testing.T) {
 		p.ask(&request{typeURL: cds})
 		p.hear()
 		compiled := &atomic.Int32{}
-		began := time.Now()
 		for i := range 4 {
 			w := small(i + 2)
 			w.compiled = compiled
@@ -315,7 +314,7 @@ func TestChangesAreCollected(t *testing.T) {
 			t.Errorf("compiled %d times, want once", n)
 		}
 		// A stream of changes without any pause is sent now and then all the same.
-		began = time.Now()
+		began := time.Now()
 		for i := 0; p.hear() == ""; i++ {
 			s.Update(small(100+i), true, nil)
 			time.Sleep(2 * time.Millisecond)
