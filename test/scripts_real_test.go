@@ -273,6 +273,36 @@ func (s *realStage) Kill(ctx context.Context, pod, container string) error {
 	return nil
 }
 
+// Tap implements script.Stage: it listens on the link of the second pod.
+func (s *realStage) Tap(ctx context.Context, _, b string) (func() ([]string, error), error) {
+	cmd := s.exec(b, "tap", "-for", "10m", "eth0")
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	said := bufio.NewReader(stderr)
+	if line, err := said.ReadString('\n'); err != nil || !strings.Contains(line, "listening") {
+		cmd.Process.Kill()
+		cmd.Wait()
+		return nil, fmt.Errorf("tap: %q, %v", line, err)
+	}
+	return func() ([]string, error) {
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			return nil, err
+		}
+		if err := cmd.Wait(); err != nil {
+			return nil, fmt.Errorf("tap: %w", err)
+		}
+		var kinds []string
+		return kinds, json.Unmarshal(out.Bytes(), &kinds)
+	}, nil
+}
+
 func (s *realStage) Advance(d time.Duration) { time.Sleep(d) }
 
 func (s *realStage) Metrics(ctx context.Context, pod string) (string, error) {

@@ -32,6 +32,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/meshtest/echo"
 	"github.com/heddle-mesh/heddle/internal/meshtest/script"
 	"github.com/heddle-mesh/heddle/internal/meshtest/simnet"
+	"github.com/heddle-mesh/heddle/internal/meshtest/tap"
 	"github.com/heddle-mesh/heddle/internal/model"
 	"github.com/heddle-mesh/heddle/internal/proxy"
 	"github.com/heddle-mesh/heddle/internal/redirect"
@@ -757,6 +758,26 @@ func (s *simStage) Ready(ctx context.Context, pod string) error {
 		time.Sleep(100 * time.Millisecond)
 	}
 	return fmt.Errorf("pod %s is not ready after a minute", pod)
+}
+
+// Tap implements script.Stage.
+func (s *simStage) Tap(_ context.Context, a, b string) (func() ([]string, error), error) {
+	from, err := s.pod(a)
+	if err != nil {
+		return nil, err
+	}
+	to, err := s.pod(b)
+	if err != nil {
+		return nil, err
+	}
+	link := s.net.Tap(from.host, to.host)
+	return func() ([]string, error) {
+		var c tap.Capture
+		for _, st := range link.Streams() {
+			c.Add(st.From, st.To, st.Data)
+		}
+		return c.Kinds(nil), nil
+	}, nil
 }
 
 // Patience implements script.Stage: in virtual time everything has happened.

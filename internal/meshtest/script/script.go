@@ -32,6 +32,8 @@
 //	advance DURATION       lets time pass
 //	metric on=POD NAME label=value… show=label,…   prints the shown labels of matching series
 //	ready POD              waits until a pod is ready
+//	tap start NAME A B     notes what crosses between two pods
+//	tap stop NAME          prints of what kinds it was, each once: "TLS 1.3", "plain text"
 //
 // The words of request: method, h.NAME (a header), size (bytes of body), n,
 // parallel, reuse=off, timeout, and show, which lists what is printed: status
@@ -80,6 +82,9 @@ type Stage interface {
 	Metrics(ctx context.Context, pod string) (string, error)
 	// Ready returns nil once the pod is ready.
 	Ready(ctx context.Context, pod string) error
+	// Tap notes what crosses between two pods until stop is called, which returns
+	// the kinds of the flows.
+	Tap(ctx context.Context, a, b string) (stop func() ([]string, error), err error)
 	// Patience is how long an outcome may take to appear: 0 where Apply and
 	// Advance leave nothing to wait for.
 	Patience() time.Duration
@@ -177,7 +182,7 @@ func (s *Script) Run(t *testing.T, stage Stage) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	r := &run{stage: stage, files: map[string][]byte{}, script: s, traffic: map[string]*traffic{}}
+	r := &run{stage: stage, files: map[string][]byte{}, script: s, traffic: map[string]*traffic{}, taps: map[string]func() ([]string, error){}}
 	changed := false
 	for i := range s.steps {
 		st := &s.steps[i]
@@ -264,6 +269,7 @@ type run struct {
 	script  *Script
 	files   map[string][]byte
 	traffic map[string]*traffic
+	taps    map[string]func() ([]string, error)
 }
 
 type traffic struct {
@@ -357,6 +363,8 @@ func (r *run) once(ctx context.Context, words []string) ([]string, error) {
 		return []string{"ok"}, r.stage.Ready(ctx, args[0])
 	case "metric":
 		return r.metric(ctx, args)
+	case "tap":
+		return r.tap(ctx, args)
 	}
 	return nil, fmt.Errorf("no command %s", words[0])
 }
@@ -547,6 +555,18 @@ func (r *run) background(ctx context.Context, args []string) ([]string, error) {
 		return append([]string{fmt.Sprintf("failed=%d", n)}, out...), nil
 	}
 	return nil, fmt.Errorf("traffic has no %s", args[0])
+}
+
+func (r *run) tap(ctx context.Context, args []string) ([]string, error) {
+	switch {
+	case len(args) == 4 && args[0] == "start":
+		stop, err := r.stage.Tap(ctx, args[2], args[3])
+		r.taps[args[1]] = stop
+		return []string{"ok"}, err
+	case len(args) == 2 && args[0] == "stop" && r.taps[args[1]] != nil:
+		return r.taps[args[1]]()
+	}
+	return nil, errors.New("tap wants start NAME A B, or stop NAME of one that was started")
 }
 
 // metric prints, for each series of a name whose labels match, the shown labels.
