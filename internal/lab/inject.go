@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/heddle-mesh/heddle/internal/identity"
 )
 
 // Names that Istio's users and tools know.
@@ -17,8 +19,6 @@ const (
 	templatesAnnotation = "inject.istio.io/templates"
 	statusAnnotation    = "sidecar.istio.io/status"
 	tlsModeLabel        = "security.istio.io/tlsMode"
-	canonicalNameLabel  = "service.istio.io/canonical-name"
-	canonicalRevLabel   = "service.istio.io/canonical-revision"
 )
 
 // neverInjected are the namespaces that Istio's webhook leaves alone.
@@ -72,21 +72,6 @@ func isGateway(pod *corev1.PodTemplateSpec) bool {
 	return false
 }
 
-// canonical returns the name and revision of the service a pod belongs to.
-// Source: Istio, "Canonical Service" labels, in order of precedence.
-func canonical(labels map[string]string, workload string) (name, revision string) {
-	first := func(fallback string, keys ...string) string {
-		for _, k := range keys {
-			if v := labels[k]; v != "" {
-				return v
-			}
-		}
-		return fallback
-	}
-	return first(workload, canonicalNameLabel, "app.kubernetes.io/name", "app"),
-		first("latest", canonicalRevLabel, "app.kubernetes.io/version", "version")
-}
-
 // inject adds what Istio's webhook adds: the container istio-proxy and the
 // labels by which the rest of the mesh knows a pod with a proxy. The container
 // says what is particular to this pod; the lab knows how to run it.
@@ -99,8 +84,8 @@ func inject(pod *corev1.Pod, workload string, gateway bool, config map[string]an
 	if labels == nil {
 		labels = make(map[string]string)
 	}
-	name, revision := canonical(labels, workload)
-	labels[canonicalNameLabel], labels[canonicalRevLabel] = name, revision
+	name, revision := identity.Canonical(labels, workload)
+	labels[identity.CanonicalNameLabel], labels[identity.CanonicalRevisionLabel] = name, revision
 	if _, set := labels[tlsModeLabel]; !set && !gateway {
 		labels[tlsModeLabel] = "istio" // callers may use mutual TLS
 	}

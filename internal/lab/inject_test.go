@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/heddle-mesh/heddle/internal/identity"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -69,7 +71,7 @@ func TestInjectAddsProxyFirstAndItsLabels(t *testing.T) {
 	if got := pod.Spec.Containers[0].Args; !slices.Equal(got, []string{"sidecar"}) {
 		t.Errorf("args = %v", got)
 	}
-	for k, want := range map[string]string{tlsModeLabel: "istio", canonicalNameLabel: "reviews", canonicalRevLabel: "v1"} {
+	for k, want := range map[string]string{tlsModeLabel: "istio", identity.CanonicalNameLabel: "reviews", identity.CanonicalRevisionLabel: "v1"} {
 		if pod.Labels[k] != want {
 			t.Errorf("label %s = %q, want %q", k, pod.Labels[k], want)
 		}

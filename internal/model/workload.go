@@ -132,7 +132,7 @@ func fromPod(o *config.Object, opts Options) *Workload {
 	} else {
 		wl.Locality = Locality{o.Labels["topology.kubernetes.io/region"], o.Labels["topology.kubernetes.io/zone"], o.Labels["topology.istio.io/subzone"]}
 	}
-	wl.CanonicalName, wl.CanonicalRevision = canonical(o.Labels, wl.App)
+	wl.CanonicalName, wl.CanonicalRevision = identity.Canonical(o.Labels, wl.App)
 	return wl
 }
 
@@ -149,28 +149,13 @@ func fromWorkloadEntry(o *config.Object, in *networking.WorkloadEntry, opts Opti
 		ClusterID:      opts.ClusterID,
 		fixed:          true,
 	}
-	wl.CanonicalName, wl.CanonicalRevision = canonical(in.Labels, o.Name)
+	wl.CanonicalName, wl.CanonicalRevision = identity.Canonical(in.Labels, o.Name)
 	return wl
 }
 
 func parseLocality(s string) Locality {
 	p := append(strings.SplitN(s, "/", 3), "", "", "")
 	return Locality{p[0], p[1], p[2]}
-}
-
-// canonical returns the service name and revision that metrics show.
-// Source: Istio, canonical service labels and their order of precedence.
-func canonical(labels map[string]string, app string) (name, revision string) {
-	first := func(fallback string, keys ...string) string {
-		for _, k := range keys {
-			if v := labels[k]; v != "" {
-				return v
-			}
-		}
-		return fallback
-	}
-	return first(app, "service.istio.io/canonical-name", "app.kubernetes.io/name", "app"),
-		first("latest", "service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
 }
 
 // controller names what the pod was made by, as a user knows it: for a

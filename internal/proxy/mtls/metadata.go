@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/telemetry"
 )
 
@@ -304,33 +305,17 @@ const maxName = 253
 // Workload is what metrics say of the peer. The principal is not metadata's to
 // tell: it is PeerID's.
 func (m *Metadata) Workload() telemetry.Workload {
+	name, revision := identity.Canonical(m.Labels, m.WorkloadName)
 	return telemetry.Workload{
-		Name:      first(m.WorkloadName),
-		Namespace: first(m.Namespace),
-		App:       first(m.Labels["app"]),
-		Version:   first(m.Labels["version"]),
-		CanonicalName: first(
-			m.Labels["service.istio.io/canonical-name"],
-			m.Labels["app.kubernetes.io/name"],
-			m.Labels["app"],
-			m.WorkloadName,
-		),
-		CanonicalRevision: first(
-			m.Labels["service.istio.io/canonical-revision"],
-			m.Labels["app.kubernetes.io/version"],
-			m.Labels["version"],
-			"latest",
-		),
-		Cluster: first(m.ClusterID),
+		Name:              clip(m.WorkloadName),
+		Namespace:         clip(m.Namespace),
+		App:               clip(m.Labels["app"]),
+		Version:           clip(m.Labels["version"]),
+		CanonicalName:     clip(name),
+		CanonicalRevision: clip(revision),
+		Cluster:           clip(m.ClusterID),
 	}
 }
 
-// first returns the first text that is not empty, cut to maxName.
-func first(texts ...string) string {
-	for _, s := range texts {
-		if s != "" {
-			return strings.ToValidUTF8(s[:min(len(s), maxName)], "")
-		}
-	}
-	return ""
-}
+// clip bounds what a peer can put into a label.
+func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), maxName)], "") }
