@@ -186,6 +186,9 @@ func yamlError(err error, first int) syntax {
 		text = text[len(m[0]):]
 		if n, err := strconv.Atoi(m[1]); err == nil {
 			s.line = first + n - 1
+			if strings.HasPrefix(text, "did not find expected") {
+				s.line++ // the library counts these, and no others, from zero
+			}
 		}
 	}
 	s.problem = "not YAML: " + text

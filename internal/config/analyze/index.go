@@ -100,6 +100,10 @@ func newAnalysis(objects []*config.Object) *analysis {
 			a.peers = append(a.peers, peerAuthentication{o, spec})
 		}
 	}
+	// In the order in which they win: the oldest first.
+	slices.SortStableFunc(a.virtuals, func(x, y virtualService) int {
+		return cmp.Or(x.object.Created.Compare(y.object.Created), strings.Compare(x.object.Name, y.object.Name), strings.Compare(x.object.Namespace, y.object.Namespace))
+	})
 	return a
 }
 

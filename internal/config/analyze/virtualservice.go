@@ -222,6 +222,9 @@ func (a *analysis) sameHosts() {
 			return
 		}
 		why := "is the older"
+		if winner.v.object.Created.Equal(loser.v.object.Created) {
+			why = "comes first by name"
+		}
 		if winner.host != loser.host {
 			why = "is the more specific where both match"
 		}

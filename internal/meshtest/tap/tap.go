@@ -70,7 +70,8 @@ func (c *Capture) AddFrame(f []byte) {
 
 // Kinds lists what was seen, sorted, each once: "plain text", "TLS 1.3",
 // "TLS 1.2", or "TLS" where no ServerHello was seen. Flows for which skip
-// answers true do not count.
+// answers true do not count, and neither do those of which the first bytes seen
+// are records from the midst of a TLS connection.
 func (c *Capture) Kinds(skip func(src, dst netip.AddrPort) bool) []string {
 	var out []string
 	for k, b := range c.flows {
@@ -78,6 +79,9 @@ func (c *Capture) Kinds(skip func(src, dst netip.AddrPort) bool) []string {
 			continue
 		}
 		kind := version(b)
+		if kind == "" {
+			continue
+		}
 		if kind == "TLS" {
 			// This is the client's side; the answer tells the version.
 			if back, ok := c.flows[[2]netip.AddrPort{k[1], k[0]}]; ok {
@@ -92,6 +96,9 @@ func (c *Capture) Kinds(skip func(src, dst netip.AddrPort) bool) []string {
 
 // version reads a TLS record with a hello in it. Source: RFC 8446 §4.1.3, §4.2.1.
 func version(b []byte) string {
+	if len(b) >= 3 && b[0] >= 0x14 && b[0] <= 0x17 && b[0] != 0x16 && b[1] == 3 && b[2] <= 4 {
+		return ""
+	}
 	if len(b) < 6 || b[0] != 0x16 || b[1] != 3 {
 		return "plain text"
 	}

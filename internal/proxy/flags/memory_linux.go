@@ -37,10 +37,15 @@ func small() {
 }
 
 // Times of forget: when the proxy is ready, when the bustle of the start is over,
-// and now and then, for pages that one look at the admin pages brought in.
+// and then whenever the proxy has worked and is at rest again, because work brings
+// pages in that rest does not need.
 const (
 	afterStart = 15 * time.Second
-	nowAndThen = 10 * time.Minute
+	lookEvery  = 30 * time.Second
+	// atRest is the most processor time that a proxy at rest uses in lookEvery,
+	// worked the least that makes it worth to forget again.
+	atRest = 100 * time.Millisecond
+	worked = 60 * time.Millisecond
 )
 
 // keepSmall calls forget from time to time until ctx ends, beginning when ready
@@ -51,16 +56,39 @@ func keepSmall(ctx context.Context, ready <-chan struct{}) {
 		return
 	case <-ready:
 	}
-	for wait := afterStart; ; wait = nowAndThen {
-		forget()
-		t := time.NewTimer(wait)
+	forget()
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(afterStart):
+	}
+	forget()
+	t := time.NewTicker(lookEvery)
+	defer t.Stop()
+	forgot, last := used(), used()
+	for {
 		select {
 		case <-ctx.Done():
-			t.Stop()
 			return
 		case <-t.C:
 		}
+		now := used()
+		if now-last < atRest && now-forgot > worked {
+			forget()
+			now = used()
+			forgot = now
+		}
+		last = now
 	}
+}
+
+// used is the processor time that this process has taken.
+func used() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // forget gives memory back that only the start needed: garbage, and the pages of

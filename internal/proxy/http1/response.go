@@ -6,6 +6,14 @@ import (
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
 )
 
+// BeginsResponse reports whether p, which is not empty, can be the beginning of a
+// response of HTTP/1.
+func BeginsResponse(p []byte) bool {
+	const begin = "HTTP/1."
+	n := min(len(p), len(begin))
+	return string(p[:n]) == begin[:n]
+}
+
 // ParseResponse reads a response head, which ends with its empty line, into r. q
 // is the request it answers, on which the meaning of its length depends. As with
 // requests, fields for one connection only are removed.

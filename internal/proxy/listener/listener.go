@@ -196,7 +196,7 @@ func (m *Manager) Open() bool {
 		return false
 	}
 	for _, l := range m.newest.Listeners {
-		if b := m.bound[l.Plan.Address]; l.Plan.Bound && (b == nil || !b.open.Load()) {
+		if b := m.bound[bindAddress(l)]; l.Plan.Bound && (b == nil || !b.open.Load()) {
 			return false
 		}
 	}
@@ -258,13 +258,14 @@ func (m *Manager) reconcile(ctx context.Context, g *life.Group) {
 		if !l.Plan.Bound {
 			continue
 		}
-		if other := want[l.Plan.Address]; other != nil {
+		addr := bindAddress(l)
+		if other := want[addr]; other != nil {
 			m.cfg.Log.Error("two listeners want one address", "address", l.Plan.Address, "listener", name, "other", other.Plan.Name)
 			if other.Plan.Name < name {
 				continue
 			}
 		}
-		want[l.Plan.Address] = l
+		want[addr] = l
 	}
 	for addr, b := range m.bound {
 		if want[addr] == nil {
@@ -287,6 +288,16 @@ func (m *Manager) reconcile(ctx context.Context, g *life.Group) {
 		}
 		b.current.Store(l)
 	}
+}
+
+// bindAddress is where a listener's socket is opened. What is captured may be IPv6
+// as well, whatever the plan says.
+func bindAddress(l *snapshot.Listener) netip.AddrPort {
+	addr := l.Plan.Address
+	if l.Plan.UseOriginalDst && addr.Addr() == netip.IPv4Unspecified() {
+		return netip.AddrPortFrom(netip.IPv6Unspecified(), addr.Port())
+	}
+	return addr
 }
 
 // listen opens b's socket, trying for as long as it takes, and accepts until ctx

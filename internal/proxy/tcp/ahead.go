@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
@@ -19,6 +20,7 @@ type Ahead struct {
 	server *upstream.Conn
 	first  []byte // what the server has said
 	half   bool   // reading was interrupted where it can not be taken up again
+	hushed atomic.Bool
 }
 
 // peekAhead bounds what is read of a server before its client is served.
@@ -49,6 +51,9 @@ func (a *Ahead) Spoke() bool {
 			return false
 		}
 	}
+	if a.hushed.Load() {
+		return false // Hush came while metadata moved the deadline
+	}
 	b := make([]byte, peekAhead)
 	n, err := a.server.Read(b)
 	a.first = b[:n]
@@ -57,7 +62,10 @@ func (a *Ahead) Spoke() bool {
 }
 
 // Hush ends the wait in Spoke, which runs elsewhere.
-func (a *Ahead) Hush() { a.server.SetReadDeadline(time.Unix(1, 0)) }
+func (a *Ahead) Hush() {
+	a.hushed.Store(true)
+	a.server.SetReadDeadline(time.Unix(1, 0))
+}
 
 // Serve forwards c over the way that is open, once Spoke has returned.
 func (a *Ahead) Serve(ctx context.Context, c net.Conn) error {

@@ -159,10 +159,7 @@ func (c *Cluster) dial(parent context.Context, s *state, e *Endpoint, w *Want, p
 }
 
 func (c *Cluster) establish(ctx context.Context, s *state, e *Endpoint, w *Want, pooled bool) (*Conn, error) {
-	source := s.plan.BindAddress
-	if source.IsValid() && source.Is4() != e.Address.Addr().Unmap().Is4() {
-		source = netip.Addr{}
-	}
+	source := sourceFor(s.plan.BindAddress, e.Address.Addr())
 	t := s.plan.TLS
 	secure := t != nil && (!t.Auto || e.MTLS)
 	if secure && t.Certificate != "" && c.set.cfg.Identity != nil && c.set.cfg.Identity.Current() == nil {
@@ -199,4 +196,25 @@ func (c *Cluster) establish(ctx context.Context, s *state, e *Endpoint, w *Want,
 	conn.MTLS = t.Certificate != ""
 	conn.ALPN = cs.NegotiatedProtocol
 	return conn, nil
+}
+
+// The addresses from which a proxy calls its own workload, so that redirection
+// lets the connection pass. Source: Istio; ::6 is its counterpart for IPv6.
+var (
+	passthrough4 = netip.AddrFrom4([4]byte{127, 0, 0, 6})
+	passthrough6 = netip.AddrFrom16([16]byte{15: 6})
+)
+
+// sourceFor returns the address to call to from. A cluster names one; where the
+// client chose the destination, it may be of the other family, and called from
+// any address the call would come back to this proxy.
+func sourceFor(bind, to netip.Addr) netip.Addr {
+	to = to.Unmap()
+	switch {
+	case !bind.IsValid() || bind.Is4() == to.Is4():
+		return bind
+	case to.Is4():
+		return passthrough4
+	}
+	return passthrough6
 }

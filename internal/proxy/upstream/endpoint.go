@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -82,32 +83,36 @@ func (e *Endpoint) putIdle(c *Conn, timeout time.Duration) bool {
 	if !e.armed {
 		e.armed = true
 		if e.timer == nil {
-			e.timer = time.AfterFunc(timeout, e.expire)
+			e.timer = time.AfterFunc(min(timeout, sweepEvery), e.expire)
 		} else {
-			e.timer.Reset(timeout)
+			e.timer.Reset(min(timeout, sweepEvery))
 		}
 	}
 	return true
 }
 
-// expire closes connections that were idle for too long.
+// sweepEvery is how often idle connections are looked at: one that the other side
+// has closed holds a descriptor until then.
+const sweepEvery = 5 * time.Second
+
+// expire closes connections that were idle for too long, or that the other side
+// has closed.
 func (e *Endpoint) expire() {
 	timeout := e.cluster.state.Load().idleTimeout
 	now := e.cluster.set.cfg.Now()
 	var old []*Conn
 	e.mu.Lock()
-	// The list is in the order of idleSince: its head is the oldest.
-	n := 0
-	for n < len(e.idle) && now.Sub(e.idle[n].idleSince) >= timeout {
-		n++
-	}
-	old = append(old, e.idle[:n]...)
-	m := copy(e.idle, e.idle[n:])
-	clear(e.idle[m:])
-	e.idle = e.idle[:m]
-	e.armed = m > 0 && !e.gone
+	e.idle = slices.DeleteFunc(e.idle, func(c *Conn) bool {
+		if now.Sub(c.idleSince) < timeout && !c.stale() {
+			return false
+		}
+		old = append(old, c)
+		return true
+	})
+	e.armed = len(e.idle) > 0 && !e.gone
 	if e.armed {
-		e.timer.Reset(timeout - now.Sub(e.idle[0].idleSince))
+		// The list is in the order of idleSince: its head is the oldest.
+		e.timer.Reset(min(timeout-now.Sub(e.idle[0].idleSince), sweepEvery))
 	}
 	e.mu.Unlock()
 	for _, c := range old {

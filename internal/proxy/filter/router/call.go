@@ -206,6 +206,13 @@ const maxInterim = 32
 func (c *call) receive() failure {
 	x := c.x
 	c.rd.ResetActive(c.conn)
+	if err := c.rd.Wait(); err != nil {
+		return c.broken(err, false)
+	}
+	if !http1.BeginsResponse(c.rd.Peek()) {
+		// Not after the end of a head that may never come.
+		return failure{kind: protocol}
+	}
 	for range maxInterim {
 		head, err := c.rd.ReadHead()
 		if err != nil {

@@ -55,7 +55,9 @@ func (r *router) handle(x *exchange.Exchange) {
 	}
 	x.Host, x.Rule = d.Host, d.Route
 	switch {
-	case d.Route == nil:
+	case d.Route == nil || x.Request.Connect:
+		// No route here asks for CONNECT. Taken for an ordinary request it would
+		// become a tunnel, and what is sent through that passes every filter by.
 		x.Fail(exchange.NoRoute, 404, "", "route_not_found")
 	case d.Route.Direct != nil:
 		x.Reply(int(d.Route.Direct.Status), d.Route.Direct.Body, "direct_response")
