@@ -78,14 +78,14 @@ func (u *upload) stop() {
 	if u.done == nil {
 		return
 	}
-	select {
-	case <-u.done:
-	default:
+	if u.call.x.Uploading.Load() {
 		u.stopped.Store(true)
 		u.call.x.Client.AbortRead()
 		u.call.conn.SetDeadline(past)
-		<-u.done
 	}
+	// A body that was sent to its end leaves nothing to wait for, and a deadline
+	// would spoil the connection for the next request.
+	<-u.done
 	u.done = nil
 	if p := u.panicked; p != nil {
 		u.panicked = nil
