@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -28,6 +29,9 @@ type container struct {
 	log  *logFile
 	// proxy is the pod's sidecar or gateway.
 	proxy bool
+	// identity is memory in which a proxy keeps its certificate and key over a
+	// restart; nil until the first run. It has no name, and nobody else reads it.
+	identity *os.File
 
 	mu sync.Mutex
 	// mu guards the following.
@@ -126,6 +130,11 @@ func (c *container) once(soft, hard context.Context) (exit process.Exit, ran tim
 		return exit, 0, fmt.Errorf("%w: %w", errConfig, err)
 	}
 	spec.Stdout, spec.Stderr = c.log.w, c.log.w
+	if c.proxy {
+		if err := c.keepIdentity(&spec); err != nil {
+			return exit, 0, err
+		}
+	}
 	proc, err := c.pod.kubelet.procs.Start(spec)
 	if err != nil {
 		return exit, 0, err
@@ -160,6 +169,20 @@ func (c *container) once(soft, hard context.Context) (exit process.Exit, ran tim
 		c.proc, c.ready, c.last, c.lastRun = nil, false, &exit, proc.Started
 	})
 	return exit, exit.At.Sub(proc.Started), nil
+}
+
+// keepIdentity hands the proxy the memory that it finds its identity in.
+func (c *container) keepIdentity(spec *process.Spec) error {
+	if c.identity == nil {
+		fd, err := unix.MemfdCreate("identity", unix.MFD_CLOEXEC)
+		if err != nil {
+			return fmt.Errorf("memory for the identity: %w", err)
+		}
+		c.identity = os.NewFile(uintptr(fd), "identity")
+	}
+	spec.Inherit = []*os.File{c.identity}
+	spec.Env = append(spec.Env, "HEDDLE_IDENTITY_FD=3")
+	return nil
 }
 
 // preStop runs the hook that a container may have for its end.

@@ -67,6 +67,8 @@ type Config struct {
 
 	// CachePath is the file with the last good configuration; "" keeps none.
 	CachePath string
+	// KeepIdentity holds certificate and key over a restart; nil keeps none.
+	KeepIdentity agent.Keeper
 	// OpenLog opens an access log; nil opens files, and the process's own streams
 	// for /dev/stdout and /dev/stderr.
 	OpenLog func(path string) (io.WriteCloser, error)
@@ -282,7 +284,7 @@ func (p *proxy) startIdentity(g *life.Group, c *control) error {
 	failures := p.metrics.Counter("istio_agent_num_failed_outgoing_requests", "Number of failed outgoing requests (e.g. to a token exchange server, CA, etc.)", telemetry.Label{Name: "request_type", Value: "CSR"})
 	requests := p.metrics.Counter("istio_agent_num_outgoing_requests", "Number of total outgoing requests (e.g. to a token exchange server, CA, etc.)", telemetry.Label{Name: "request_type", Value: "CSR"})
 	a, err := agent.New(agent.Config{
-		ID: identity.ID{TrustDomain: w.TrustDomain, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount}, CSR: csr, RootPEM: roots, Log: p.cfg.Log,
+		ID: identity.ID{TrustDomain: w.TrustDomain, Namespace: w.Namespace, ServiceAccount: w.ServiceAccount}, CSR: csr, RootPEM: roots, Keep: p.cfg.KeepIdentity, Log: p.cfg.Log,
 		OnAttempt: func(err error) {
 			requests.Inc()
 			if err != nil {

@@ -2,7 +2,8 @@
 // checks the answer, hands it out as an identity.Source, and does all of it again
 // with a new key at about half of the certificate's life.
 //
-// The key never leaves memory. While the authority is away, the old material
+// The key never leaves memory. With a Keeper it stays there when the process ends,
+// and the next one takes it over. While the authority is away, the old material
 // stays in use; when it expires, Current returns nil and whoever needs an
 // identity must refuse its work. Connections made before are not touched.
 package agent
@@ -63,7 +64,18 @@ type Config struct {
 	RootPEM []byte
 	// OnAttempt, if set, hears of each attempt's outcome, for counters.
 	OnAttempt func(err error)
-	Log       *slog.Logger
+	// Keep, if set, holds the identity for the next process.
+	Keep Keeper
+	Log  *slog.Logger
+}
+
+// Keeper is memory that outlives the process and that no other workload can read:
+// an anonymous file that whoever restarts the process holds open, or a volume in
+// memory. It is used by one goroutine.
+type Keeper interface {
+	// Load returns what was saved last, nothing if nothing was.
+	Load() ([]byte, error)
+	Save([]byte) error
 }
 
 // Agent is an identity.Source.
@@ -121,30 +133,37 @@ func (a *Agent) Ready() <-chan struct{} { return a.ready }
 // Run keeps the identity alive until ctx ends.
 func (a *Agent) Run(ctx context.Context) error {
 	retry := firstRetry
+	m, how := a.takeOver(), "certificate taken over"
 	for {
-		m, err := a.attempt(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		a.cfg.OnAttempt(err)
-		if err != nil {
-			wait := retry/2 + mathrand.N(retry/2)
-			retry = min(2*retry, lastRetry)
-			a.logFailure(err, wait)
-			if !sleepUntil(ctx, calendar().Add(wait)) {
+		if m == nil {
+			var err error
+			m, err = a.attempt(ctx)
+			if ctx.Err() != nil {
 				return nil
 			}
-			continue
+			a.cfg.OnAttempt(err)
+			if err != nil {
+				wait := retry/2 + mathrand.N(retry/2)
+				retry = min(2*retry, lastRetry)
+				a.logFailure(err, wait)
+				if !sleepUntil(ctx, calendar().Add(wait)) {
+					return nil
+				}
+				continue
+			}
+			a.save(m)
+			how = "certificate renewed"
 		}
 		retry = firstRetry
 		a.current.Store(m)
 		a.readyOnce.Do(func() { close(a.ready) })
 		at := renewalTime(calendar(), m.Certificate.Leaf.NotAfter, mathrand.Float64())
-		a.cfg.Log.Info("certificate renewed", "id", a.cfg.ID.String(),
+		a.cfg.Log.Info(how, "id", a.cfg.ID.String(),
 			"expires", m.Certificate.Leaf.NotAfter, "next", at)
 		if !sleepUntil(ctx, at) {
 			return nil
 		}
+		m = nil
 	}
 }
 

@@ -34,6 +34,8 @@ type Spec struct {
 	Dir  string   // "" is the root directory
 	// Stdin, Stdout and Stderr stay open and the caller's; nil is /dev/null.
 	Stdin, Stdout, Stderr *os.File
+	// Inherit are further files, from descriptor 3 on.
+	Inherit []*os.File
 
 	// Net is a descriptor of the network namespace, or -1 for the program's own.
 	Net    int
@@ -218,6 +220,9 @@ func (t *Table) start(s Spec) (*Process, error) {
 		if f != nil {
 			files[i] = f.Fd()
 		}
+	}
+	for _, f := range s.Inherit {
+		files = append(files, f.Fd())
 	}
 
 	t.mu.Lock()

@@ -263,6 +263,14 @@ func parse(root string, args, environ []string, version string, stderr io.Writer
 			break
 		}
 	}
+	if text := env[identityFD]; text != "" {
+		fd, err := strconv.Atoi(text)
+		if err != nil || fd < 3 {
+			bad.add(fmt.Errorf("%s: %q is no descriptor", identityFD, text))
+		} else {
+			cfg.KeepIdentity = kept{os.NewFile(uintptr(fd), "identity")}
+		}
+	}
 	if err := errors.Join(bad...); err != nil {
 		return nil, err
 	}
