@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/heddle-mesh/heddle/internal/life.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: all help build test test-root lint demo bench fuzz clean
+.PHONY: all help build test test-root h2spec lint demo bench fuzz clean
 
 all: build lint test ## build, lint and test
 
@@ -24,6 +24,9 @@ test: ## run all tests that need nothing but Go and this checkout
 
 test-root: build ## run the tests that need root: namespaces, redirection, the local mesh
 	$(GO) test $(RACE) -count=1 -p 1 -timeout 15m -tags heddle_root ./internal/redirect/... ./internal/lab/... ./test/...
+
+h2spec: ## run the HTTP/2 conformance suite against the codec
+	cd test/h2spec && $(GO) test ./...
 
 lint: ## check format, vet and staticcheck
 	@out=$$(gofmt -l cmd internal test bench examples api 2>/dev/null); if [ -n "$$out" ]; then echo "not gofmt-ed:"; echo "$$out"; exit 1; fi

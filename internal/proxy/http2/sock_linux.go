@@ -1,0 +1,148 @@
+package http2
+
+import (
+	"crypto/tls"
+	"io"
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// sock reads and writes a connection the way its kind allows.
+type sock struct {
+	conn net.Conn
+	raw  syscall.RawConn // nil: no socket
+	tls  bool
+
+	// Made once, so that a call allocates nothing.
+	tryRead, tryWrite func(fd uintptr) bool
+	tryPoll           func(fd uintptr)
+
+	// What a try was given and left.
+	in       *input
+	rn       int
+	rerr     error
+	p        []byte
+	wn       int
+	werr     error
+	writable bool
+	pfd      [1]unix.PollFd
+}
+
+func (s *sock) init(c net.Conn) {
+	s.conn = c
+	inner := c
+	if t, ok := c.(*tls.Conn); ok {
+		s.tls = true
+		inner = t.NetConn()
+	}
+	switch inner.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		s.raw, _ = inner.(syscall.Conn).SyscallConn()
+	}
+	s.tryRead, s.tryWrite, s.tryPoll = s.readOnce, s.writeSome, s.poll
+}
+
+// read reads behind what in holds. On an empty socket an empty in gives its memory
+// back until there is something: many connections are idle at any time.
+func (s *sock) read(in *input) (int, error) {
+	if s.raw == nil || s.tls {
+		return s.conn.Read(in.room())
+	}
+	s.in = in
+	err := s.raw.Read(s.tryRead)
+	s.in = nil
+	if err == nil {
+		err = s.rerr
+	}
+	if err != nil {
+		return 0, err
+	}
+	if s.rn == 0 {
+		return 0, io.EOF
+	}
+	return s.rn, nil
+}
+
+func (s *sock) readOnce(fd uintptr) bool {
+	for {
+		s.rn, s.rerr = syscall.Read(int(fd), s.in.room())
+		if s.rerr != syscall.EINTR {
+			break
+		}
+	}
+	if s.rerr == syscall.EAGAIN {
+		s.in.park()
+		return false
+	}
+	return true
+}
+
+// tlsRecord is what is written to TLS at once: a record, which the socket takes
+// without waiting if it is writable at all, for it is that with a third of its
+// buffer free.
+const tlsRecord = 16 << 10
+
+// write writes what can be written without waiting.
+func (s *sock) write(p []byte) (int, error) {
+	if s.raw == nil {
+		return 0, nil
+	}
+	if !s.tls {
+		s.p, s.wn, s.werr = p, 0, nil
+		err := s.raw.Write(s.tryWrite)
+		s.p = nil
+		if err == nil {
+			err = s.werr
+		}
+		return s.wn, err
+	}
+	n := 0
+	for n < len(p) {
+		s.writable = false
+		if err := s.raw.Control(s.tryPoll); err != nil {
+			return n, err
+		}
+		if !s.writable {
+			break
+		}
+		k, err := s.conn.Write(p[n:min(n+tlsRecord, len(p))])
+		n += k
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func (s *sock) writeSome(fd uintptr) bool {
+	for len(s.p) > 0 {
+		n, err := syscall.Write(int(fd), s.p)
+		switch err {
+		case nil:
+			s.wn += n
+			s.p = s.p[n:]
+		case syscall.EINTR:
+		case syscall.EAGAIN:
+			return true
+		default:
+			s.werr = err
+			return true
+		}
+	}
+	return true
+}
+
+func (s *sock) poll(fd uintptr) {
+	s.pfd[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
+	for {
+		n, err := unix.Poll(s.pfd[:], 0)
+		if err == unix.EINTR {
+			continue
+		}
+		// An error is for the write to find.
+		s.writable = err != nil || n > 0
+		return
+	}
+}
