@@ -135,6 +135,9 @@ func (c *container) once(soft, hard context.Context) (exit process.Exit, ran tim
 			return exit, 0, err
 		}
 	}
+	if c.restarts == 0 && c.last == nil && !c.proxy && c.pod.kubelet.wantsOtherUser(c.pod.object, c) {
+		c.pod.kubelet.complain(fmt.Sprintf("%s: container %s runs as you, not as its runAsUser: without root there is no other user here", c.pod.key(), c.spec.Name))
+	}
 	proc, err := c.pod.kubelet.procs.Start(spec)
 	if err != nil {
 		return exit, 0, err

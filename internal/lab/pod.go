@@ -42,13 +42,34 @@ type kubelet struct {
 	complain func(string)
 }
 
+// wantsOtherUser reports whether a container asks for a user that it can not have.
+func (k *kubelet) wantsOtherUser(pod *corev1.Pod, c *container) bool {
+	for _, uid := range []*int64{podUser(pod), containerUser(c.spec)} {
+		if uid != nil && *uid != 0 && !k.root {
+			return true
+		}
+	}
+	return false
+}
+
+func podUser(pod *corev1.Pod) *int64 {
+	if s := pod.Spec.SecurityContext; s != nil {
+		return s.RunAsUser
+	}
+	return nil
+}
+
+func containerUser(c *corev1.Container) *int64 {
+	if s := c.SecurityContext; s != nil {
+		return s.RunAsUser
+	}
+	return nil
+}
+
 // user returns whom a container runs as: nil for who started the mesh.
 func (k *kubelet) user(pod *corev1.Pod, c *container) *syscall.Credential {
 	if c.proxy {
 		return k.proxyUser
-	}
-	if !k.root {
-		return nil // no other user exists in the namespace
 	}
 	var uid, gid *int64
 	if s := pod.Spec.SecurityContext; s != nil {
@@ -62,8 +83,8 @@ func (k *kubelet) user(pod *corev1.Pod, c *container) *syscall.Credential {
 			gid = s.RunAsGroup
 		}
 	}
-	if uid == nil {
-		return nil
+	if uid == nil || !k.root {
+		return nil // without root no other user exists in the namespace
 	}
 	cred := &syscall.Credential{Uid: uint32(*uid)}
 	if gid != nil {
