@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/heddle-mesh/heddle/internal/life.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: all help build test test-root h2spec lint demo bench fuzz clean
+.PHONY: all help build test test-root h2spec lint demo bench microbench fuzz clean
 
 all: build lint test ## build, lint and test
 
@@ -36,7 +36,10 @@ lint: ## check format, vet and staticcheck
 demo: build ## run the bookstore mesh on this machine; Ctrl-C ends it
 	@PATH="$(CURDIR)/bin:$$PATH" bin/heddle up examples/bookstore
 
-bench: ## run the benchmarks; compare with benchstat
+bench: build ## measure the data plane beside HAProxy and nginx, about 15 minutes
+	$(GO) run ./bench/compare -bin bin
+
+microbench: ## run the Go benchmarks; compare with benchstat
 	$(GO) test -run '^$$' -bench . -benchmem ./bench/... ./internal/...
 
 FUZZTIME ?= 20s
@@ -47,4 +50,4 @@ fuzz: ## run every fuzz target for FUZZTIME each
 	  done; done
 
 clean: ## remove what build made
-	rm -rf bin bench/out
+	rm -rf bin
