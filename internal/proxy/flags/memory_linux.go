@@ -43,9 +43,9 @@ const (
 	afterStart = 15 * time.Second
 	lookEvery  = 30 * time.Second
 	// atRest is the most processor time that a proxy at rest uses in lookEvery,
-	// worked the least that makes it worth to forget again.
+	// grown the least of new resident memory that makes it worth to forget again.
 	atRest = 100 * time.Millisecond
-	worked = 60 * time.Millisecond
+	grown  = 2 << 20
 )
 
 // keepSmall calls forget from time to time until ctx ends, beginning when ready
@@ -65,7 +65,7 @@ func keepSmall(ctx context.Context, ready <-chan struct{}) {
 	forget()
 	t := time.NewTicker(lookEvery)
 	defer t.Stop()
-	forgot, last := used(), used()
+	least, last := resident(), used()
 	for {
 		select {
 		case <-ctx.Done():
@@ -73,13 +73,30 @@ func keepSmall(ctx context.Context, ready <-chan struct{}) {
 		case <-t.C:
 		}
 		now := used()
-		if now-last < atRest && now-forgot > worked {
+		if now-last < atRest && resident() > least+grown {
 			forget()
-			now = used()
-			forgot = now
+			least, now = resident(), used()
 		}
 		last = now
 	}
+}
+
+// resident is the resident memory of this process in bytes.
+func resident() int {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	// size, resident, …, in pages: proc(5)
+	words := strings.Fields(string(b))
+	if len(words) < 2 {
+		return 0
+	}
+	n, err := strconv.Atoi(words[1])
+	if err != nil {
+		return 0
+	}
+	return n * os.Getpagesize()
 }
 
 // used is the processor time that this process has taken.
