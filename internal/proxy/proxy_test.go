@@ -376,7 +376,7 @@ func TestRequestGoesThroughTwoProxiesWithMutualTLS(t *testing.T) {
 
 		_, text := m.page(client, 15090, "/stats/prometheus")
 		if got := series(text, "istio_requests_total", `reporter="source"`, `source_workload="client"`, `destination_workload="server"`, `destination_service="`+service+`"`,
-			`destination_principal="spiffe://cluster.local/ns/default/sa/server"`, `response_code="200"`, `connection_security_policy="unknown"`); len(got) != 1 || !strings.HasSuffix(got[0], " 3") {
+			`destination_principal="spiffe://cluster.local/ns/default/sa/server"`, `response_code="200"`, `connection_security_policy="mutual_tls"`); len(got) != 1 || !strings.HasSuffix(got[0], " 3") {
 			t.Errorf("the client's proxy counts %q in\n%s", got, strings.Join(series(text, "istio_requests_total"), "\n"))
 		}
 		_, text = m.page(srv, 15020, "/stats/prometheus")

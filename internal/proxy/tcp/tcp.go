@@ -283,6 +283,7 @@ func (x *connection) labelServer(server *upstream.Conn) {
 	if !server.MTLS {
 		return
 	}
+	x.labels.Security = telemetry.MutualTLS
 	x.labels.Destination.Principal = server.PeerID
 	if src := x.proxy.cfg.Identity; src != nil {
 		if m := src.Current(); m != nil {

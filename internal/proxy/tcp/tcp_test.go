@@ -501,7 +501,7 @@ func TestMetadataIsExchanged(t *testing.T) {
 			t.Error(err)
 		}
 		principals := []string{`source_principal="spiffe://cluster.local/ns/default/sa/client"`, `destination_principal="spiffe://cluster.local/ns/default/sa/db"`}
-		src.counts("istio_tcp_received_bytes_total", 4, append(principals, `reporter="source"`, `connection_security_policy="unknown"`,
+		src.counts("istio_tcp_received_bytes_total", 4, append(principals, `reporter="source"`, `connection_security_policy="mutual_tls"`,
 			`source_workload="own"`, `destination_workload="db-v1"`, `destination_app="db"`, `destination_cluster="Kubernetes"`)...)
 		dst.counts("istio_tcp_sent_bytes_total", 12, append(principals, `reporter="destination"`, `connection_security_policy="mutual_tls"`,
 			`source_workload="own"`, `destination_workload="db-v1"`)...)

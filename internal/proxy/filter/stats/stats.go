@@ -111,6 +111,9 @@ func (o *observer) labels(x *exchange.Exchange, k *exchange.HandleKey) telemetry
 		l.Source.Principal = "" // no certificate was shown
 	}
 	l.Security = telemetry.UnknownSecurity
+	if x.Upstream.MTLS {
+		l.Security = telemetry.MutualTLS
+	}
 	return l
 }
 
