@@ -85,7 +85,7 @@ func (c *checker) outlier(path string, o *networkingv1alpha3.OutlierDetection) {
 	if o == nil {
 		return
 	}
-	if o.ConsecutiveErrors != 0 { //nolint:staticcheck // deprecated, and still taken
+	if o.ConsecutiveErrors != 0 { // deprecated, and still taken
 		c.warn(path+".consecutiveErrors", "deprecated", "use consecutiveGatewayErrors or consecutive5xxErrors")
 	}
 	if !o.SplitExternalLocalOriginErrors && o.ConsecutiveLocalOriginFailures.GetValue() > 0 {
@@ -135,7 +135,7 @@ func (c *checker) loadBalancer(path string, l *networkingv1alpha3.LoadBalancerSe
 		if k := h.GetHttpCookie(); k != nil && k.Name == "" {
 			c.err(field+".httpCookie.name", "missing", "")
 		}
-		if h.MinimumRingSize != 0 { //nolint:staticcheck // deprecated, and still taken
+		if h.MinimumRingSize != 0 { // deprecated, and still taken
 			c.warn(field+".minimumRingSize", "deprecated", "use ringHash.minimumRingSize")
 			if h.HashAlgorithm != nil {
 				c.err(field+".minimumRingSize", "minimumRingSize, ringHash and maglev exclude each other", "keep one of them")

@@ -71,7 +71,7 @@ func (c *checker) serverPort(path string, port *networkingv1alpha3.Port, bind st
 	if port.Number > 0 || !strings.HasPrefix(bind, unixPrefix) {
 		c.port(path+".port.number", port.Number)
 	}
-	if port.TargetPort > 0 { //nolint:staticcheck // deprecated; its use is an error
+	if port.TargetPort > 0 { // deprecated; its use is an error
 		c.err(path+".port.targetPort", "it has no meaning for a Gateway", "the gateway's Service maps ports")
 	}
 	if port.Name == "" {

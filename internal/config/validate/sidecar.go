@@ -61,7 +61,7 @@ func (c *checker) ingressListener(path string, l *networkingv1alpha3.IstioIngres
 }
 
 func (c *checker) sidecarPort(path string, p *networkingv1alpha3.SidecarPort, bind string) {
-	if p.TargetPort > 0 { //nolint:staticcheck // deprecated; its use is an error
+	if p.TargetPort > 0 { // deprecated; its use is an error
 		c.err(path+".port.targetPort", "it has no meaning for a Sidecar", "use defaultEndpoint")
 	}
 	if p.Name != "" {
@@ -128,7 +128,7 @@ func (c *checker) egressListeners(listeners []*networkingv1alpha3.IstioEgressLis
 
 // socketListener checks a listener with port 0, which is on a Unix socket.
 func (c *checker) socketListener(path string, l *networkingv1alpha3.IstioEgressListener) {
-	if l.Port.TargetPort > 0 { //nolint:staticcheck // deprecated; its use is an error
+	if l.Port.TargetPort > 0 { // deprecated; its use is an error
 		c.err(path+".port.targetPort", "it has no meaning for a Sidecar", "")
 	}
 	if l.Port.Name != "" {

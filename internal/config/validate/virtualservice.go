@@ -157,9 +157,9 @@ func (c *checker) httpRoute(path string, r *networkingv1alpha3.HTTPRoute, delega
 	c.headerOperations(path+".headers", r.Headers)
 	c.cors(path+".corsPolicy", r.CorsPolicy)
 	c.faultInjection(path+".fault", r.Fault)
-	if r.MirrorPercent != nil { //nolint:staticcheck // deprecated, and still taken
+	if r.MirrorPercent != nil { // deprecated, and still taken
 		c.warn(path+".mirrorPercent", "deprecated", "use mirrorPercentage")
-		if v := r.MirrorPercent.Value; v > 100 { //nolint:staticcheck // as above
+		if v := r.MirrorPercent.Value; v > 100 { // as above
 			c.err(path+".mirrorPercent", fmt.Sprintf("%d is no percentage", v), "it goes from 0 to 100")
 		}
 	}
