@@ -6,12 +6,11 @@
 // An Exchange is pooled. Its byte slices are views into the connection's read
 // buffer and die with the exchange; who needs a value longer copies it.
 //
-// The way of an exchange: a codec reads a request head into Request and calls the
-// chain of handlers, the last of which fills Response, from an upstream or from
-// the proxy itself. Handlers before it see the request on the way in and the
-// response on the way out. When the chain has returned, the codec writes the
-// response and streams its body, and at the very end the observers account for
-// what happened.
+// The way of an exchange: a codec reads a request head into Request, the filters
+// look at it one after the other, and the handler behind them fills Response, from
+// an upstream or from the proxy itself. The filters then see the response on its way
+// back. The codec writes it and streams its body, and at the very end the observers
+// account for what happened.
 package exchange
 
 import (
@@ -30,9 +29,19 @@ import (
 // body, which may still be on its way.
 type Handler func(x *Exchange)
 
-// Filter wraps a handler with another. It is called when a chain is composed,
-// not for each request.
-type Filter func(next Handler) Handler
+// Filter looks at each exchange twice. It is made when a chain is composed, and
+// keeps what belongs to one exchange in the exchange. Either half may be nil.
+type Filter struct {
+	// Request sees the request before it is routed. It may answer it, with Reply or
+	// Fail; then nobody behind it is asked.
+	Request func(x *Exchange)
+	// Response sees the response's head if Request was called, in the opposite
+	// order. It never waits.
+	Response func(x *Exchange)
+	// Waits says that Request may block. Streams that share a connection then get a
+	// goroutine each, which they do without otherwise.
+	Waits bool
+}
 
 // Conn is a client's connection. The listener fills it before the first request;
 // only the memos change afterwards.
@@ -96,6 +105,9 @@ type Exchange struct {
 	// Peer is who the other side says it is: the client's workload on inbound
 	// connections. It is nil if unknown.
 	Peer *telemetry.Workload
+	// AskedPeer and AskedPeerID are set if the client's proxy wants to be told who
+	// answers.
+	AskedPeer, AskedPeerID bool
 
 	Flags   Flags
 	Details string // response code details; "via_upstream" if an upstream answered
@@ -175,6 +187,7 @@ func (x *Exchange) Reset() {
 	x.Host, x.Rule, x.Cluster = nil, nil, ""
 	x.Upstream = Upstream{}
 	x.Peer = nil
+	x.AskedPeer, x.AskedPeerID = false, false
 	x.Flags, x.Details, x.Termination, x.TransportFailure = 0, "", "", ""
 	x.RequestBytes, x.ResponseBytes = 0, 0
 	x.ClientGone, x.Close = false, false

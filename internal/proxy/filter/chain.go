@@ -1,8 +1,6 @@
 package filter
 
 import (
-	"slices"
-
 	"github.com/heddle-mesh/heddle/internal/plan"
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/accesslog"
@@ -15,10 +13,48 @@ import (
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/stats"
 )
 
+// chain is what an exchange goes through: the filters, and the handler behind them
+// that answers.
+type chain struct {
+	filters []Filter
+	handler Handler
+}
+
+// run takes x through the chain: when it returns, the response is there.
+func (c *chain) run(x *exchange.Exchange) {
+	n := c.request(x)
+	if x.Response.Status == 0 {
+		c.handler(x)
+	}
+	c.response(x, n)
+}
+
+// request shows x to the filters, and returns how many saw it: all, unless one
+// answered.
+func (c *chain) request(x *exchange.Exchange) int {
+	for i := range c.filters {
+		if f := c.filters[i].Request; f != nil {
+			if f(x); x.Response.Status != 0 {
+				return i + 1
+			}
+		}
+	}
+	return len(c.filters)
+}
+
+// response shows x to the first n filters, in the opposite order.
+func (c *chain) response(x *exchange.Exchange, n int) {
+	for n--; n >= 0; n-- {
+		if f := c.filters[n].Response; f != nil {
+			f(x)
+		}
+	}
+}
+
 // compose returns the chain. The order matters; requests pass from top to bottom,
 // responses from bottom to top.
-func compose(cfg Config) Handler {
-	h := router.New(router.Config{
+func compose(cfg Config) chain {
+	handler := router.New(router.Config{
 		Routes:        cfg.Routes,
 		Clusters:      cfg.Clusters,
 		Metadata:      outgoing(cfg, cfg.OwnMetadata),
@@ -45,10 +81,7 @@ func compose(cfg Config) Handler {
 			Decode:     cfg.DecodePeer,
 		}),
 	}
-	for _, f := range slices.Backward(filters) {
-		h = f(h)
-	}
-	return h
+	return chain{filters: filters, handler: handler}
 }
 
 // outgoing returns what upstreams are told: an application is told nothing.

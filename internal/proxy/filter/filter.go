@@ -1,9 +1,9 @@
 // Package filter handles a client's connection as HTTP: it reads requests, sends
-// each through a chain of handlers, writes the responses and accounts for them.
+// each through a chain of filters, writes the responses and accounts for them.
 //
 // The chain is composed once for a listener's filter chain; see chain.go for its
-// order and the reasons. Each handler but the last wraps the next one; each has a
-// folder of its own below this one and knows nothing of the others.
+// order and the reasons. Each filter has a folder of its own below this one and
+// knows nothing of the others.
 package filter
 
 import (
@@ -70,7 +70,7 @@ const (
 // Server serves connections of one filter chain. It is safe for concurrent use.
 type Server struct {
 	cfg       Config
-	handle    Handler
+	chain     chain
 	observers []func(*exchange.Exchange)
 
 	panics *telemetry.Counter
@@ -107,7 +107,7 @@ func NewServer(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	s := &Server{cfg: cfg, handle: compose(cfg), observers: observers(cfg), panics: new(telemetry.Counter)}
+	s := &Server{cfg: cfg, chain: compose(cfg), observers: observers(cfg), panics: new(telemetry.Counter)}
 	if cfg.Metrics != nil {
 		s.panics = cfg.Metrics.Counter("heddle_proxy_panics_total", "Requests that ended in a panic of the proxy.")
 	}

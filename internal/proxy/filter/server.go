@@ -215,7 +215,7 @@ func (d *downstream) answer(x *exchange.Exchange) (complete bool) {
 			}
 		}
 	}()
-	d.s.handle(x)
+	d.s.chain.run(x)
 	d.settle(x)
 	d.begun = true
 	return d.send(x)

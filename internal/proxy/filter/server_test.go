@@ -401,8 +401,8 @@ func TestPanicEndsOneConnectionOnly(t *testing.T) {
 	inBubble(t, func(b *bed) {
 		b.cluster("c", b.backend("10.0.1.1:80", reply(ok("x"))))
 		b.start(to("c"))
-		next := b.server.handle
-		b.server.handle = func(x *exchange.Exchange) {
+		next := b.server.chain.handler
+		b.server.chain.handler = func(x *exchange.Exchange) {
 			if string(x.Request.Path) == "/panic" {
 				panic("test")
 			}

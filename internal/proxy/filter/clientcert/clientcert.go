@@ -17,12 +17,7 @@ type Config struct {
 
 // New returns the filter.
 func New(cfg Config) exchange.Filter {
-	return func(next exchange.Handler) exchange.Handler {
-		return func(x *exchange.Exchange) {
-			apply(x, cfg.Mode)
-			next(x)
-		}
-	}
+	return exchange.Filter{Request: func(x *exchange.Exchange) { apply(x, cfg.Mode) }}
 }
 
 // apply does what the mode says. Source: Envoy, HttpConnectionManager,

@@ -33,11 +33,10 @@ func TestModes(t *testing.T) {
 		for _, v := range c.sent {
 			h.AddString(exchange.ForwardedClientCert, "x-forwarded-client-cert", v)
 		}
-		New(Config{Mode: c.mode})(func(x *exchange.Exchange) {
-			if got := string(h.Get(exchange.ForwardedClientCert)); got != c.want || h.Count(exchange.ForwardedClientCert) != c.count {
-				t.Errorf("mode %d, mTLS %v, %q: %q, want %q", c.mode, c.mtls, c.sent, got, c.want)
-			}
-		})(x)
+		New(Config{Mode: c.mode}).Request(x)
+		if got := string(h.Get(exchange.ForwardedClientCert)); got != c.want || h.Count(exchange.ForwardedClientCert) != c.count {
+			t.Errorf("mode %d, mTLS %v, %q: %q, want %q", c.mode, c.mtls, c.sent, got, c.want)
+		}
 		exchange.Put(x)
 	}
 }

@@ -16,15 +16,16 @@ type Config struct {
 
 // New returns the filter.
 func New(cfg Config) exchange.Filter {
-	return func(next exchange.Handler) exchange.Handler {
-		return func(x *exchange.Exchange) {
-			if cfg.UseRemoteAddress {
-				edge(x)
-			} else if !x.Request.Header.Has(exchange.ForwardedProto) {
-				x.Request.Header.SetString(exchange.ForwardedProto, x.Request.Scheme)
-			}
-			next(x)
-		}
+	if cfg.UseRemoteAddress {
+		return exchange.Filter{Request: edge}
+	}
+	return exchange.Filter{Request: inside}
+}
+
+// inside says how the client reached the mesh, unless that was said before.
+func inside(x *exchange.Exchange) {
+	if !x.Request.Header.Has(exchange.ForwardedProto) {
+		x.Request.Header.SetString(exchange.ForwardedProto, x.Request.Scheme)
 	}
 }
 

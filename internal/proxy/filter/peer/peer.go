@@ -32,46 +32,43 @@ func New(cfg Config) exchange.Filter {
 }
 
 func inbound(cfg Config, decode func(string) (telemetry.Workload, bool)) exchange.Filter {
-	return func(next exchange.Handler) exchange.Handler {
-		return func(x *exchange.Exchange) {
+	return exchange.Filter{
+		Request: func(x *exchange.Exchange) {
 			h := &x.Request.Header
-			asked := h.Has(exchange.PeerMetadata)
-			askedID := h.Has(exchange.PeerMetadataID)
-			if asked {
+			x.AskedPeer, x.AskedPeerID = h.Has(exchange.PeerMetadata), h.Has(exchange.PeerMetadataID)
+			if x.AskedPeer {
 				x.Peer = x.Conn.PeerMemo.Decode(h.Get(exchange.PeerMetadata), decode)
 				h.Del(exchange.PeerMetadata)
 			}
 			h.Del(exchange.PeerMetadataID)
-			next(x)
+		},
+		Response: func(x *exchange.Exchange) {
 			// Whatever the application put there is not ours to pass on.
 			r := &x.Response.Header
 			r.Del(exchange.PeerMetadata)
 			r.Del(exchange.PeerMetadataID)
-			if asked && cfg.Metadata != "" {
+			if x.AskedPeer && cfg.Metadata != "" {
 				r.SetString(exchange.PeerMetadata, cfg.Metadata)
 			}
-			if askedID && cfg.MetadataID != "" {
+			if x.AskedPeerID && cfg.MetadataID != "" {
 				r.SetString(exchange.PeerMetadataID, cfg.MetadataID)
 			}
-		}
+		},
 	}
 }
 
 func outbound(decode func(string) (telemetry.Workload, bool)) exchange.Filter {
-	return func(next exchange.Handler) exchange.Handler {
-		return func(x *exchange.Exchange) {
-			next(x)
-			r := &x.Response.Header
-			if r.Has(exchange.PeerMetadata) {
-				if u := &x.Upstream; u.Peer != nil {
-					// The workload's own word is more detailed than discovery's.
-					if w := u.Peer.Decode(r.Get(exchange.PeerMetadata), decode); w != nil {
-						u.Workload = w
-					}
+	return exchange.Filter{Response: func(x *exchange.Exchange) {
+		r := &x.Response.Header
+		if r.Has(exchange.PeerMetadata) {
+			if u := &x.Upstream; u.Peer != nil {
+				// The workload's own word is more detailed than discovery's.
+				if w := u.Peer.Decode(r.Get(exchange.PeerMetadata), decode); w != nil {
+					u.Workload = w
 				}
-				r.Del(exchange.PeerMetadata)
 			}
-			r.Del(exchange.PeerMetadataID)
+			r.Del(exchange.PeerMetadata)
 		}
-	}
+		r.Del(exchange.PeerMetadataID)
+	}}
 }

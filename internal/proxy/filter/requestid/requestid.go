@@ -23,15 +23,12 @@ func New(cfg Config) exchange.Filter {
 	if cfg.Random == nil {
 		cfg.Random = rand.Uint64
 	}
-	return func(next exchange.Handler) exchange.Handler {
-		return func(x *exchange.Exchange) {
-			h := &x.Request.Header
-			if cfg.Replace || len(h.Get(exchange.RequestID)) == 0 {
-				h.Set(exchange.RequestID, x.Keep(appendUUID(x.Scratch(), cfg.Random(), cfg.Random())))
-			}
-			next(x)
+	return exchange.Filter{Request: func(x *exchange.Exchange) {
+		h := &x.Request.Header
+		if cfg.Replace || len(h.Get(exchange.RequestID)) == 0 {
+			h.Set(exchange.RequestID, x.Keep(appendUUID(x.Scratch(), cfg.Random(), cfg.Random())))
 		}
-	}
+	}}
 }
 
 // appendUUID appends a random UUID. Source: RFC 9562 section 5.4.

@@ -26,13 +26,11 @@ func TestIDs(t *testing.T) {
 		for _, v := range c.sent {
 			x.Request.Header.AddString(exchange.RequestID, "x-request-id", v)
 		}
-		got := ""
-		New(Config{Replace: c.replace, Random: random})(func(x *exchange.Exchange) {
-			got = string(x.Request.Header.Get(exchange.RequestID))
-			if k := x.Request.Header.Count(exchange.RequestID); k != 1 {
-				t.Errorf("%s: %d ids", c.name, k)
-			}
-		})(x)
+		New(Config{Replace: c.replace, Random: random}).Request(x)
+		got := string(x.Request.Header.Get(exchange.RequestID))
+		if k := x.Request.Header.Count(exchange.RequestID); k != 1 {
+			t.Errorf("%s: %d ids", c.name, k)
+		}
 		if got != c.want {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}

@@ -18,10 +18,5 @@ func New(cfg Config) exchange.Filter {
 		// Istio leaves the name out here, so that Envoy's own stands.
 		name = "envoy"
 	}
-	return func(next exchange.Handler) exchange.Handler {
-		return func(x *exchange.Exchange) {
-			next(x)
-			x.Response.Header.SetString(exchange.Server, name)
-		}
-	}
+	return exchange.Filter{Response: func(x *exchange.Exchange) { x.Response.Header.SetString(exchange.Server, name) }}
 }
