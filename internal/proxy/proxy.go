@@ -37,6 +37,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/proxy/filter"
 	"github.com/heddle-mesh/heddle/internal/proxy/listener"
 	"github.com/heddle-mesh/heddle/internal/proxy/mtls"
+	"github.com/heddle-mesh/heddle/internal/proxy/overload"
 	"github.com/heddle-mesh/heddle/internal/proxy/route"
 	"github.com/heddle-mesh/heddle/internal/proxy/snapshot"
 	"github.com/heddle-mesh/heddle/internal/proxy/socket"
@@ -72,6 +73,9 @@ type Config struct {
 	// OpenLog opens an access log; nil opens files, and the process's own streams
 	// for /dev/stdout and /dev/stderr.
 	OpenLog func(path string) (io.WriteCloser, error)
+	// MemoryLimit is how many bytes the process may hold before it gives up work; 0:
+	// as many as it likes.
+	MemoryLimit int64
 	// MaxConnections bounds the clients' connections; 0 is listener's default.
 	MaxConnections int
 	// Resolver finds the hosts of clusters and the control plane that are given by
@@ -135,6 +139,7 @@ type proxy struct {
 	clusters *upstream.Set
 	live     snapshot.Live
 	manager  *listener.Manager
+	overload *overload.Guard
 	admin    *admin.Server
 	dns      *dnsproxy.Server
 	deps     snapshot.Deps
@@ -203,11 +208,13 @@ func (p *proxy) start(g *life.Group) error {
 		TLS: func(t *plan.ClientTLS) *tls.Config { return mtls.ClientConfig(p.identity, t) },
 	})
 	g.Go("clusters", p.clusters.Run)
+	p.overload = overload.New(overload.Config{Limit: cfg.MemoryLimit, Metrics: p.metrics, Log: log})
+	g.Go("memory", p.overload.Run)
 	p.deps = p.chains(ctx)
 	var err error
 	p.manager, err = listener.New(listener.Config{
 		Network: cfg.Network, Live: &p.live, Identity: p.identity, Metrics: p.metrics, Log: log,
-		MaxConnections: cfg.MaxConnections, DrainTime: cfg.Drain.Chain,
+		MaxConnections: cfg.MaxConnections, DrainTime: cfg.Drain.Chain, Refuse: p.overload.Refuse,
 	})
 	if err != nil {
 		return err
@@ -334,7 +341,7 @@ func (p *proxy) chains(ctx context.Context) snapshot.Deps {
 				metrics = nil
 			}
 			s := filter.NewServer(filter.Config{Chain: c, Direction: d, Routes: routes, Clusters: p.clusters, Metrics: metrics, Log: log,
-				Own: named, OwnMetadata: header, OwnMetadataID: headerID, Logger: cfg.Log})
+				Own: named, OwnMetadata: header, OwnMetadataID: headerID, Logger: cfg.Log, Overloaded: p.overload.Shed})
 			other, err := bytes(passThrough(c, d), d)
 			if err != nil {
 				return nil, err

@@ -1,6 +1,8 @@
 package filter
 
 import (
+	"slices"
+
 	"github.com/heddle-mesh/heddle/internal/plan"
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/accesslog"
@@ -10,6 +12,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/requestid"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/router"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/serverheader"
+	"github.com/heddle-mesh/heddle/internal/proxy/filter/shed"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/stats"
 )
 
@@ -80,6 +83,10 @@ func compose(cfg Config) chain {
 			MetadataID: cfg.OwnMetadataID,
 			Decode:     cfg.DecodePeer,
 		}),
+	}
+	if cfg.Overloaded != nil {
+		// Before all that costs memory.
+		filters = slices.Insert(filters, 1, shed.New(cfg.Overloaded))
 	}
 	return chain{filters: filters, handler: handler}
 }

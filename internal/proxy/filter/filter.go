@@ -44,6 +44,9 @@ type Config struct {
 	// DecodePeer reads a peer's description; nil: mtls.DecodeHeaders.
 	DecodePeer func(metadata, id string) (telemetry.Workload, bool)
 
+	// Overloaded reports that a new request is to be shed; nil: none ever is.
+	Overloaded func() bool
+
 	// IdleTimeout ends a connection between requests; 0: an hour.
 	IdleTimeout time.Duration
 	// HeaderTimeout bounds how long a request's head may take from its first byte;

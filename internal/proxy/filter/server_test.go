@@ -397,6 +397,29 @@ func TestDrainFinishesWhatBegan(t *testing.T) {
 	})
 }
 
+func TestRequestsAreShedWhileMemoryIsShort(t *testing.T) {
+	inBubble(t, func(b *bed) {
+		b.cluster("c", b.backend("10.0.1.1:80", reply(ok("x"))))
+		short := false
+		b.config = func(cfg *Config) { cfg.Overloaded = func() bool { return short } }
+		b.start(to("c"))
+		c := b.dial()
+		c.get("/")
+		c.read("GET").want(t, 200, "x")
+		short = true
+		c.get("/")
+		c.read("GET").want(t, 503, "proxy overloaded")
+		c.ended()
+		if log := b.logged(); !strings.Contains(log, " 503 OM overload ") {
+			t.Errorf("logged %q", log)
+		}
+		short = false
+		c = b.dial()
+		c.get("/")
+		c.read("GET").want(t, 200, "x")
+	})
+}
+
 func TestPanicEndsOneConnectionOnly(t *testing.T) {
 	inBubble(t, func(b *bed) {
 		b.cluster("c", b.backend("10.0.1.1:80", reply(ok("x"))))

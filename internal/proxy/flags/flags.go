@@ -55,7 +55,7 @@ func Main(ctx context.Context, args, environ []string, version string, stdout, s
 		if err != nil {
 			return err
 		}
-		small()
+		cfg.MemoryLimit = small()
 		ready := make(chan struct{})
 		cfg.OnReady = func() { close(ready) }
 		g := life.NewGroup(context.WithoutCancel(ctx)) // the proxy ends it, after its drain

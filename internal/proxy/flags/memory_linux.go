@@ -3,6 +3,7 @@ package flags
 import (
 	"bufio"
 	"context"
+	"math"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -11,29 +12,50 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/internal/proxy/overload"
 )
 
 const (
 	// gcPercent trades some processor time for memory: an idle proxy's heap is a
 	// few megabytes, and there are as many proxies as pods.
 	gcPercent = 50
-	// limitShare of a container's memory limit is where the collector begins to
-	// work harder; the rest is for stacks, code and what the kernel counts.
-	limitShare = 0.8
+	// defaultLimit is for a process without a container. It is the memory limit of
+	// Istio's sidecars.
+	defaultLimit = 1 << 30
 )
 
-// small makes the runtime economical, unless the environment says otherwise.
-func small() {
+// small makes the runtime economical, unless the environment says otherwise, and
+// returns how much memory the process may hold.
+func small() (limit int64) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		if b, err := os.ReadFile("/sys/fs/cgroup/memory.max"); err == nil {
-			if n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil {
-				debug.SetMemoryLimit(int64(float64(n) * limitShare))
-			}
+	if os.Getenv("GOMEMLIMIT") != "" {
+		if n := debug.SetMemoryLimit(-1); n < math.MaxInt64 {
+			return n / overload.GCPercent * 100
+		}
+		return 0 // "off"
+	}
+	limit = containerLimit()
+	debug.SetMemoryLimit(limit / 100 * overload.GCPercent)
+	return limit
+}
+
+// containerLimit returns what the container's cgroup allows, of either version.
+func containerLimit() int64 {
+	for _, file := range [...]string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		// Version 1 says "no limit" with a number that no machine has.
+		const most = 1 << 50
+		if n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil && n > 0 && n < most {
+			return n
 		}
 	}
+	return defaultLimit
 }
 
 // Times of forget: when the proxy is ready, when the bustle of the start is over,

@@ -64,7 +64,10 @@ type Config struct {
 	Metrics  *telemetry.Registry
 	Log      *slog.Logger
 
-	MaxConnections   int
+	MaxConnections int
+	// Refuse reports that a new connection is to be closed because the process is
+	// short of memory; nil: none ever is.
+	Refuse           func() bool
 	HandshakeTimeout time.Duration
 	DrainTime        time.Duration
 }
@@ -342,6 +345,10 @@ func (m *Manager) accept(ctx context.Context, b *boundListener, l net.Listener) 
 		}
 		retry = minRetry
 		m.opened.Inc()
+		if m.cfg.Refuse != nil && m.cfg.Refuse() {
+			c.Close()
+			continue
+		}
 		if m.active.Add(1) > int64(m.cfg.MaxConnections) {
 			m.active.Add(-1)
 			m.overflow.Inc()
