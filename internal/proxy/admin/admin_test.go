@@ -247,9 +247,17 @@ func TestConfigDumpIsFiltered(t *testing.T) {
 }
 
 func TestMessageOfUnknownTypeDoesNotHideTheOthers(t *testing.T) {
-	b := protoJSON(&anypb.Any{TypeUrl: "type.googleapis.com/not.Linked", Value: []byte("abc")})
-	var got map[string]string
-	if err := json.Unmarshal(b, &got); err != nil || got["@type"] != "type.googleapis.com/not.Linked" || got["value"] != "YWJj" {
+	inside := &listenerv3.Listener{Name: "l", ListenerFilters: []*listenerv3.ListenerFilter{{Name: "f", ConfigType: &listenerv3.ListenerFilter_TypedConfig{
+		TypedConfig: &anypb.Any{TypeUrl: "type.googleapis.com/not.Linked", Value: []byte{0x0a, 1, 'x'}}}}}}
+	b := protoJSON(inside)
+	var got struct {
+		Name    string
+		Filters []struct {
+			Config map[string]any `json:"typed_config"`
+		} `json:"listener_filters"`
+	}
+	err := json.Unmarshal(b, &got)
+	if err != nil || got.Name != "l" || len(got.Filters) != 1 || len(got.Filters[0].Config) != 1 || got.Filters[0].Config["@type"] != "type.googleapis.com/not.Linked" {
 		t.Errorf("%s, %v", b, err)
 	}
 }

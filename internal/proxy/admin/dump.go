@@ -11,11 +11,16 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/reflect/protodesc"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/dynamicpb"
 
 	"github.com/heddle-mesh/heddle/internal/plan"
 	"github.com/heddle-mesh/heddle/internal/proxy/snapshot"
@@ -43,22 +48,41 @@ const redacted = "[redacted]"
 type object map[string]any
 
 // protoJSON returns m in protobuf's JSON form with the names of the .proto files.
-// A message with an unknown one inside is given in its binary form.
+// Of messages inside that are not linked, filters that do nothing here, only the
+// type is given.
 func protoJSON(m proto.Message) json.RawMessage {
-	b, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	b, err := protojson.MarshalOptions{UseProtoNames: true, Resolver: lenient{protoregistry.GlobalTypes}}.Marshal(m)
 	if err == nil {
 		return b
 	}
-	unknown := object{"@error": err.Error()}
-	if a, ok := m.(*anypb.Any); ok {
-		unknown = object{"@type": a.TypeUrl, "value": a.Value}
-	}
-	b, err = json.Marshal(unknown)
-	if err != nil {
+	if b, err = json.Marshal(object{"@error": err.Error()}); err != nil {
 		return json.RawMessage("{}")
 	}
 	return b
 }
+
+// lenient finds every message: those that are not linked have no fields.
+type lenient struct{ *protoregistry.Types }
+
+// FindMessageByURL implements protojson's resolver.
+func (l lenient) FindMessageByURL(url string) (protoreflect.MessageType, error) {
+	t, err := l.Types.FindMessageByURL(url)
+	if err != nil {
+		return noFields()
+	}
+	return t, nil
+}
+
+var noFields = sync.OnceValues(func() (protoreflect.MessageType, error) {
+	f, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
+		Name: proto.String("heddle/unknown.proto"), Package: proto.String("heddle"), Syntax: proto.String("proto3"),
+		MessageType: []*descriptorpb.DescriptorProto{{Name: proto.String("Unknown")}},
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return dynamicpb.NewMessageType(f.Messages().Get(0)), nil
+})
 
 func timestamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
 
