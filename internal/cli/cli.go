@@ -58,10 +58,12 @@ func newRoot(s Streams) *cobra.Command {
 	})
 	root.AddGroup(
 		&cobra.Group{ID: "mesh", Title: "The mesh on this machine:"},
+		&cobra.Group{ID: "look", Title: "Looking into proxies:"},
 		&cobra.Group{ID: "config", Title: "Configuration:"},
 	)
 	root.AddCommand(
 		newUp(s), newNode(), newPs(s), newGet(s), newLogs(s), newExec(s),
+		newProxyStatus(s), newProxyConfig(s),
 		newValidate(s), newVersion(s),
 	)
 	return root

@@ -47,7 +47,7 @@ func Main(ctx context.Context, args, environ []string, version string, stdout, s
 		args = args[1:]
 	}
 	if len(args) == 0 {
-		return errors.New("usage: heddle-proxy sidecar|gateway|redirect|version [flags]")
+		return errors.New("usage: heddle-proxy sidecar|gateway|redirect|request|version [flags]")
 	}
 	switch args[0] {
 	case "sidecar", "gateway", "router":
@@ -68,11 +68,13 @@ func Main(ctx context.Context, args, environ []string, version string, stdout, s
 		return errors.Join(err, g.Wait())
 	case "redirect":
 		return Redirect(args[1:], stdout, stderr)
+	case "request":
+		return Request(ctx, args[1:], stdout, stderr)
 	case "version":
 		_, err := fmt.Fprintln(stdout, version)
 		return err
 	}
-	return fmt.Errorf("unknown subcommand %q; there are sidecar, gateway, redirect and version", args[0])
+	return fmt.Errorf("unknown subcommand %q; there are sidecar, gateway, redirect, request and version", args[0])
 }
 
 // environment is what the process was given, and what ProxyConfig.proxyMetadata
