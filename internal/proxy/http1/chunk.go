@@ -4,6 +4,7 @@ import (
 	"bytes"
 
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/syntax"
 )
 
 // chunks reads chunked framing, piece by piece as it comes. Source: RFC 9112
@@ -49,7 +50,7 @@ func (c *chunks) next(p []byte, raw bool) (span []byte, n int, err error) {
 	for n < len(p) {
 		switch b := p[n]; c.state {
 		case inSize:
-			d := unhex(b)
+			d := syntax.Unhex(b)
 			switch {
 			case d != 0xff:
 				if c.digits++; c.digits > maxDigits {
@@ -71,7 +72,7 @@ func (c *chunks) next(p []byte, raw bool) (span []byte, n int, err error) {
 			}
 			n++
 		case inExtension:
-			end := valueEnd(p, n)
+			end := syntax.ValueEnd(p, n)
 			if c.ext += end - n; c.ext > maxExtensions {
 				return nil, 0, errChunk
 			}
@@ -178,27 +179,11 @@ func (c *chunks) trailer(p []byte) (size int, keep bool, err error) {
 		return size, true, nil
 	}
 	n := 0
-	for n < len(line) && token[line[n]] {
+	for n < len(line) && syntax.Token[line[n]] {
 		n++
 	}
-	if n == 0 || n == len(line) || line[n] != ':' || valueEnd(line, n) != len(line) {
+	if n == 0 || n == len(line) || line[n] != ':' || syntax.ValueEnd(line, n) != len(line) {
 		return 0, false, errTrailer
 	}
-	return size, trailerAllowed(line[:n]), nil
-}
-
-// trailerAllowed keeps fields out of trailers that could change how the message
-// was understood, if a recipient merges them into the header. Source: RFC 9110
-// section 6.5.1.
-func trailerAllowed(name []byte) bool {
-	switch exchange.Identify(name) {
-	case exchange.Connection, exchange.ContentLength, exchange.Expect, exchange.Host, exchange.KeepAlive,
-		exchange.ProxyConnection, exchange.TE, exchange.Trailer, exchange.TransferEncoding, exchange.Upgrade,
-		exchange.ContentType, exchange.Cookie, exchange.ForwardedClientCert, exchange.ForwardedFor,
-		exchange.ForwardedHost, exchange.ForwardedProto, exchange.RequestID, exchange.Location:
-		return false
-	}
-	return !exchange.EqualFold(name, "authorization") && !exchange.EqualFold(name, "set-cookie") &&
-		!exchange.EqualFold(name, "proxy-authorization") && !exchange.EqualFold(name, "forwarded") &&
-		!exchange.HasPrefixFold(name, "content-") && !exchange.HasPrefixFold(name, "x-envoy-")
+	return size, syntax.TrailerAllowed(exchange.Identify(line[:n]), line[:n]), nil
 }

@@ -1,6 +1,9 @@
 package http1
 
-import "github.com/heddle-mesh/heddle/internal/proxy/exchange"
+import (
+	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/syntax"
+)
 
 // parseFields reads header lines, each with its CRLF, into h.
 func parseFields(h *exchange.Header, block []byte) error {
@@ -10,18 +13,18 @@ func parseFields(h *exchange.Header, block []byte) error {
 			return errTooMany
 		}
 		i := at
-		for i < len(block) && token[block[i]] {
+		for i < len(block) && syntax.Token[block[i]] {
 			i++
 		}
 		// The colon follows the name at once, which also rules out folded lines.
 		if i == at || i == len(block) || block[i] != ':' {
 			return errField
 		}
-		end := valueEnd(block, i+1)
+		end := syntax.ValueEnd(block, i+1)
 		if end+1 >= len(block) || block[end] != '\r' || block[end+1] != '\n' {
 			return errField
 		}
-		h.AddRaw(block[at:i], trim(block[i+1:end]), at, end+2)
+		h.AddRaw(block[at:i], syntax.Trim(block[i+1:end]), at, end+2)
 		at = end + 2
 	}
 	return nil
@@ -37,7 +40,7 @@ func eachToken(h *exchange.Header, id exchange.ID, f func(token []byte)) {
 			for rest := field.Value; len(rest) > 0; {
 				var t []byte
 				t, rest = cutComma(rest)
-				if t = trim(t); len(t) > 0 {
+				if t = syntax.Trim(t); len(t) > 0 {
 					f(t)
 				}
 			}

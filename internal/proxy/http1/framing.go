@@ -1,6 +1,9 @@
 package http1
 
-import "github.com/heddle-mesh/heddle/internal/proxy/exchange"
+import (
+	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/syntax"
+)
 
 // framing reads how long the body is from the header. It finds what RFC 9112
 // section 6 allows and nothing that two readers could disagree on.
@@ -23,7 +26,7 @@ func framing(h *exchange.Header, minor int) (exchange.Framing, int64, error) {
 	if h.Count(exchange.ContentLength) != 1 {
 		return 0, 0, errLength
 	}
-	n, ok := parseLength(h.Get(exchange.ContentLength))
+	n, ok := syntax.ParseLength(h.Get(exchange.ContentLength))
 	if !ok {
 		return 0, 0, errLength
 	}

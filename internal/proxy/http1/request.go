@@ -4,6 +4,7 @@ import (
 	"bytes"
 
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/syntax"
 )
 
 // ParseRequest reads a request head, which ends with its empty line, into
@@ -48,7 +49,7 @@ func ParseRequest(x *exchange.Exchange, head []byte) error {
 func parseRequestLine(x *exchange.Exchange, line []byte) error {
 	q := &x.Request
 	n := 0
-	for n < len(line) && token[line[n]] {
+	for n < len(line) && syntax.Token[line[n]] {
 		n++
 	}
 	const version = " HTTP/1.1"
@@ -65,7 +66,7 @@ func parseRequestLine(x *exchange.Exchange, line []byte) error {
 	case "1.0":
 		q.Minor = 0
 	default:
-		if v := line[end+len(" HTTP/"):]; v[1] == '.' && isDigit(v[0]) && isDigit(v[2]) {
+		if v := line[end+len(" HTTP/"):]; v[1] == '.' && syntax.IsDigit(v[0]) && syntax.IsDigit(v[2]) {
 			return errVersion
 		}
 		return errLine
@@ -87,7 +88,7 @@ func parseTarget(x *exchange.Exchange) error {
 	t := q.Target
 	switch {
 	case q.Connect:
-		if !validAuthority(t) || !hasPort(t) {
+		if !syntax.ValidAuthority(t) || !syntax.HasPort(t) {
 			return errTarget
 		}
 		q.Authority = t
@@ -110,7 +111,7 @@ func parseTarget(x *exchange.Exchange) error {
 		if end < 0 {
 			end = len(rest)
 		}
-		if !validAuthority(rest[:end]) {
+		if !syntax.ValidAuthority(rest[:end]) {
 			return errTarget
 		}
 		q.Authority, t = rest[:end], rest[end:]
@@ -147,7 +148,7 @@ func settleAuthority(q *exchange.Request) error {
 		return errNoHost
 	case n == 1:
 		host := h.Get(exchange.Host)
-		if !validAuthority(host) {
+		if !syntax.ValidAuthority(host) {
 			return errHost
 		}
 		if q.Authority == nil {
@@ -183,7 +184,7 @@ func isProtocol(v []byte) bool {
 		return false
 	}
 	for i, c := range v {
-		if !token[c] && (c != '/' || i == 0) {
+		if !syntax.Token[c] && (c != '/' || i == 0) {
 			return false
 		}
 	}
@@ -205,5 +206,3 @@ func settleExpect(q *exchange.Request) error {
 	q.Expect = true
 	return nil
 }
-
-func isDigit(c byte) bool { return '0' <= c && c <= '9' }

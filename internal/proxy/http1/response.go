@@ -4,6 +4,7 @@ import (
 	"bytes"
 
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/syntax"
 )
 
 // BeginsResponse reports whether p, which is not empty, can be the beginning of a
@@ -74,7 +75,7 @@ func parseStatusLine(r *exchange.Response, line []byte) error {
 	}
 	r.Status = 0
 	for _, c := range line[9:12] {
-		if !isDigit(c) {
+		if !syntax.IsDigit(c) {
 			return errLine
 		}
 		r.Status = r.Status*10 + int(c-'0')
@@ -84,7 +85,7 @@ func parseStatusLine(r *exchange.Response, line []byte) error {
 	}
 	r.Reason = nil
 	if rest := line[12:]; len(rest) > 0 {
-		if rest[0] != ' ' || valueEnd(rest, 0) != len(rest) {
+		if rest[0] != ' ' || syntax.ValueEnd(rest, 0) != len(rest) {
 			return errLine
 		}
 		r.Reason = rest[1:]

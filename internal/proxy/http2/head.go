@@ -4,6 +4,7 @@ import (
 	"sync"
 
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/syntax"
 )
 
 // Head is a header section: of a request, of a response, or of trailers. To send
@@ -140,7 +141,7 @@ func (h *Head) finish(kind headKind) {
 				h.bad = "pseudo-header behind a field"
 				return
 			}
-			value := trim(text[s.mid+2 : s.end : s.end])
+			value := syntax.Trim(text[s.mid+2 : s.end : s.end])
 			id := h.own.AddRaw(name, value, int(s.name-base), int(s.end+2-base))
 			if s.never {
 				h.never[n/64] |= 1 << (n % 64)
@@ -192,7 +193,7 @@ func (h *Head) pseudo(kind headKind, name, value []byte) string {
 		if h.Status != 0 {
 			return "repeated pseudo-header"
 		}
-		if len(value) != 3 || value[0] < '1' || value[0] > '9' || !isDigit(value[1]) || !isDigit(value[2]) {
+		if len(value) != 3 || value[0] < '1' || value[0] > '9' || !syntax.IsDigit(value[1]) || !syntax.IsDigit(value[2]) {
 			return "bad :status"
 		}
 		h.Status = int(value[0]-'0')*100 + int(value[1]-'0')*10 + int(value[2]-'0')
@@ -224,7 +225,7 @@ func (h *Head) checkMeaning(kind headKind, id exchange.ID, value []byte) string 
 		if kind == trailerHead {
 			return ""
 		}
-		n, ok := parseLength(value)
+		n, ok := syntax.ParseLength(value)
 		if !ok || h.Length >= 0 {
 			return "bad content-length"
 		}
@@ -236,20 +237,20 @@ func (h *Head) checkMeaning(kind headKind, id exchange.ID, value []byte) string 
 // checkRequest checks the pseudo-headers of a request against each other. Source:
 // RFC 9113 sections 8.3.1 and 8.5, RFC 8441 section 4.
 func (h *Head) checkRequest() string {
-	if len(h.Method) == 0 || !isToken(h.Method) {
+	if len(h.Method) == 0 || !syntax.IsToken(h.Method) {
 		return "bad :method"
 	}
 	connect := string(h.Method) == "CONNECT"
 	switch {
 	case h.Protocol != nil && !connect:
 		return ":protocol without CONNECT"
-	case h.Protocol != nil && !isToken(h.Protocol):
+	case h.Protocol != nil && !syntax.IsToken(h.Protocol):
 		return "bad :protocol"
 	case connect && h.Protocol == nil:
 		if h.Scheme != nil || h.Path != nil {
 			return "CONNECT with :scheme or :path"
 		}
-		if !validAuthority(h.Authority) || !hasPort(h.Authority) {
+		if !syntax.ValidAuthority(h.Authority) || !syntax.HasPort(h.Authority) {
 			return "CONNECT without host and port"
 		}
 		return h.checkHost()
@@ -276,7 +277,7 @@ func (h *Head) checkHost() string {
 			return "host is not :authority"
 		}
 	}
-	if !validAuthority(h.Authority) {
+	if !syntax.ValidAuthority(h.Authority) {
 		return "bad :authority"
 	}
 	return ""
@@ -330,24 +331,8 @@ func (h *Head) joinCookies() {
 // if a recipient merges them into the header. Source: RFC 9110 section 6.5.1.
 func (h *Head) dropTrailers() {
 	for i := range h.own.Len() {
-		if f := h.own.At(i); f != nil && !trailerAllowed(f) {
+		if f := h.own.At(i); f != nil && !syntax.TrailerAllowed(f.ID, f.Name) {
 			h.own.DelAt(i)
 		}
 	}
-}
-
-func trailerAllowed(f *exchange.Field) bool {
-	switch f.ID {
-	case exchange.ContentLength, exchange.Expect, exchange.Host, exchange.TE, exchange.Trailer,
-		exchange.HTTP2Settings, exchange.ContentType, exchange.Cookie, exchange.ForwardedClientCert,
-		exchange.ForwardedFor, exchange.ForwardedHost, exchange.ForwardedProto, exchange.RequestID, exchange.Location:
-		return false
-	case exchange.Other:
-		switch string(f.Name) {
-		case "authorization", "set-cookie", "proxy-authorization", "forwarded":
-			return false
-		}
-		return !exchange.HasPrefixFold(f.Name, "content-") && !exchange.HasPrefixFold(f.Name, "x-envoy-")
-	}
-	return true
 }
