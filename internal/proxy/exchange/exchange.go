@@ -65,8 +65,6 @@ type Conn struct {
 
 	PeerMemo PeerMemo
 	Handles  Handles
-	// Terminal is what the last handler of the chain keeps for the connection.
-	Terminal any
 }
 
 // Client is the way back to the client while a request is being handled.
@@ -91,6 +89,10 @@ type Exchange struct {
 	Conn    *Conn
 	Client  Client
 	Start   time.Time
+	// Terminal is where the last handler of the chain keeps what it can use again for
+	// the client's next request. Exchanges that go on at the same time have different
+	// ones.
+	Terminal *any
 
 	Request  Request
 	Response Response
@@ -172,7 +174,7 @@ func Get() *Exchange { return pool.Get().(*Exchange) }
 // Put takes back an exchange. Nobody may hold a view of it any more.
 func Put(x *Exchange) {
 	x.Reset()
-	x.Conn, x.Client, x.Context = nil, nil, nil
+	x.Conn, x.Client, x.Context, x.Terminal = nil, nil, nil, nil
 	pool.Put(x)
 }
 

@@ -69,6 +69,7 @@ type downstream struct {
 	served   bool      // a request was read
 	begun    bool      // its response was begun
 	watching chan struct{}
+	terminal any // see exchange.Exchange
 
 	mu sync.Mutex
 	// mu guards
@@ -136,7 +137,7 @@ func (d *downstream) one() (more bool, err error) {
 	x := exchange.Get()
 	defer exchange.Put(x)
 	defer d.rd.Finish() // after the last look at x's views
-	x.Conn, x.Client, x.Context = d.info, d, d.context
+	x.Conn, x.Client, x.Context, x.Terminal = d.info, d, d.context, &d.terminal
 	x.Start = d.s.cfg.Now()
 	x.Request.Scheme = "http"
 	if d.info.TLS || d.info.MTLS {

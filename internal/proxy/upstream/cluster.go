@@ -393,14 +393,14 @@ func (c *Cluster) Release(conn *Conn, reusable bool) {
 	}
 }
 
-// Report counts the outcome of a request on its endpoint and cluster.
-func (c *Conn) Report(success bool) {
+// Report counts the outcome of a request on the endpoint and its cluster.
+func (e *Endpoint) Report(success bool) {
 	if success {
-		c.cluster.Stats.RqSuccess.Add(1)
-		c.Endpoint.Stats.RqSuccess.Add(1)
+		e.cluster.Stats.RqSuccess.Add(1)
+		e.Stats.RqSuccess.Add(1)
 	} else {
-		c.cluster.Stats.RqError.Add(1)
-		c.Endpoint.Stats.RqError.Add(1)
+		e.cluster.Stats.RqError.Add(1)
+		e.Stats.RqError.Add(1)
 	}
 }
 

@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
-	"github.com/heddle-mesh/heddle/internal/proxy/http1"
-	"github.com/heddle-mesh/heddle/internal/proxy/mtls"
 	"github.com/heddle-mesh/heddle/internal/proxy/upstream"
 )
 
@@ -29,6 +27,7 @@ const (
 type failure struct {
 	kind      kind
 	unsent    bool   // nothing of the request was written
+	stale     bool   // the pool's fault, not the endpoint's: it may be sent again
 	why       cause  // with interrupted
 	reason    string // Envoy's reset reason
 	transport string // what failed below HTTP
@@ -60,36 +59,21 @@ func (c *call) connectFailure(err error) failure {
 	return failure{kind: refused, unsent: true, reason: "local connection failure", transport: err.Error()}
 }
 
-// broken says why a connection failed before the response's head was there, and
-// gives it up.
+// broken says why an attempt failed before the response's head was there, and
+// gives its way up.
 func (c *call) broken(err error, unsent bool) failure {
-	f := failure{kind: terminated, unsent: unsent, reason: "connection termination", transport: mtls.Reason(err)}
-	if _, ok := errors.AsType[*http1.Error](err); ok {
-		f = failure{kind: protocol, reason: "protocol error"}
-	} else if f.transport != "" && !c.conn.Reused {
-		// In TLS 1.3 a client learns from its first read that the server did not
-		// accept its certificate: there never was a connection.
-		f.kind, f.unsent, f.reason = refused, true, "remote connection failure"
-	}
-	// A reused connection that ends without a word was closed while the request
-	// was on its way: the upstream has not acted on it, or may be asked again.
-	silent := f.kind == terminated && c.rd.Buffered() == 0
-	if c.conn.Reused && silent && c.replayable(unsent) {
-		f.reason = staleConnection
-	}
-	if !contains(c.tried, c.conn.Endpoint) && f.reason != staleConnection {
-		c.tried = append(c.tried, c.conn.Endpoint)
+	f := c.hop.failure(err, unsent)
+	f.stale = f.stale && c.replayable(unsent)
+	if !contains(c.tried, c.endpoint) && !f.stale {
+		c.tried = append(c.tried, c.endpoint)
 	}
 	if why := c.guard.detach(); why != none {
 		f = failure{kind: interrupted, why: why, unsent: unsent}
 	}
-	c.conn.Report(false)
+	c.endpoint.Report(false)
 	c.release(false)
 	return f
 }
-
-// staleConnection marks a failure that is the pool's, not the endpoint's.
-const staleConnection = "stale connection"
 
 // replayable reports whether the request can be sent again without asking the
 // route's policy: if nothing of it was sent, or if doing it twice is the same as
@@ -110,7 +94,7 @@ func (c *call) replayable(unsent bool) bool {
 
 // retryFailure decides whether to try again after a failure.
 func (c *call) retryFailure(f *failure) bool {
-	if f.kind == terminated && f.reason == staleConnection {
+	if f.stale {
 		// One such connection is no reason to trust the others in the pool.
 		c.fresh = true
 		c.x.Upstream.Attempts--
@@ -142,19 +126,11 @@ func (c *call) retryAnswer() bool {
 		c.x.Flags |= exchange.RetriesExhausted
 		return false
 	}
-	reusable := false
-	if b := c.rd.Body(r.Framing, r.Length); b == nil {
-		reusable = true
-	} else if _, whole := b.Buffered(); whole {
-		b.Take()
-		reusable = true
+	if !contains(c.tried, c.endpoint) {
+		c.tried = append(c.tried, c.endpoint)
 	}
-	reusable = reusable && !r.Close && c.rd.Buffered() == 0
-	if !contains(c.tried, c.conn.Endpoint) {
-		c.tried = append(c.tried, c.conn.Endpoint)
-	}
-	c.conn.Report(r.Status < 500)
-	c.release(reusable)
+	c.endpoint.Report(r.Status < 500)
+	c.release(c.hop.skip())
 	return c.grant(false)
 }
 

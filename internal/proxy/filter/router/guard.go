@@ -3,8 +3,6 @@ package router
 import (
 	"sync"
 	"time"
-
-	"github.com/heddle-mesh/heddle/internal/proxy/upstream"
 )
 
 // cause is why a request was interrupted.
@@ -26,6 +24,9 @@ const watchAfter = 50 * time.Millisecond
 // past is a deadline that makes blocked reads and writes return.
 var past = time.Unix(1, 0)
 
+// deadliner is what can be made to return from waiting.
+type deadliner interface{ SetDeadline(t time.Time) error }
+
 // guard interrupts a request that waits for its upstream: when time is up, or
 // when the client leaves. It needs no goroutine while nothing happens, only one
 // timer, which is left running from one request to the next because requests are
@@ -39,8 +40,8 @@ type guard struct {
 	timer   *time.Timer
 	fires   time.Time // zero: the timer is not running
 	active  bool
-	why     cause // the first one
-	conn    *upstream.Conn
+	why     cause         // the first one
+	way     deadliner     // what is waited for
 	wake    chan struct{} // closed by an interruption; nil unless someone waits
 	watchAt time.Time     // zero: not to be watched, or no more
 	tryAt   time.Time
@@ -51,7 +52,7 @@ type guard struct {
 func (g *guard) begin() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.active, g.why, g.conn, g.wake = true, none, nil, nil
+	g.active, g.why, g.way, g.wake = true, none, nil, nil
 	g.watchAt, g.tryAt, g.allAt = time.Time{}, time.Time{}, time.Time{}
 }
 
@@ -66,13 +67,13 @@ func (g *guard) limit(watchAt, allAt time.Time) {
 	}
 }
 
-// attach guards the use of a connection, until at if that is not zero.
-func (g *guard) attach(c *upstream.Conn, at time.Time) {
+// attach guards the use of a way, until at if that is not zero.
+func (g *guard) attach(way deadliner, at time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.conn, g.tryAt = c, at
+	g.way, g.tryAt = way, at
 	if g.why != none {
-		c.SetDeadline(past)
+		way.SetDeadline(past)
 		return
 	}
 	if !at.IsZero() {
@@ -80,12 +81,12 @@ func (g *guard) attach(c *upstream.Conn, at time.Time) {
 	}
 }
 
-// detach ends the guarding of the connection and returns why it was interrupted.
+// detach ends the guarding of the way and returns why it was interrupted.
 // A timeout of this attempt alone is forgotten.
 func (g *guard) detach() cause {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.conn, g.tryAt = nil, time.Time{}
+	g.way, g.tryAt = nil, time.Time{}
 	why := g.why
 	if why == tryTimeout {
 		g.why = none
@@ -97,7 +98,7 @@ func (g *guard) detach() cause {
 func (g *guard) end() cause {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.active, g.conn = false, nil
+	g.active, g.way = false, nil
 	return g.why
 }
 
@@ -120,8 +121,8 @@ func (g *guard) interruptLocked(why cause) {
 		return
 	}
 	g.why = why
-	if g.conn != nil {
-		g.conn.SetDeadline(past)
+	if g.way != nil {
+		g.way.SetDeadline(past)
 	}
 	if g.wake != nil {
 		close(g.wake)

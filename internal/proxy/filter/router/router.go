@@ -85,14 +85,13 @@ func (r *router) forward(x *exchange.Exchange, d route.Decision) {
 	call.run()
 }
 
-// callOf returns the connection's call. It is kept with the connection, not
-// pooled, because its timer belongs to the one that made it.
+// callOf returns the client's call.
 func callOf(x *exchange.Exchange) *call {
-	if c, ok := x.Conn.Terminal.(*call); ok {
+	if c, ok := (*x.Terminal).(*call); ok {
 		return c
 	}
 	c := newCall()
-	x.Conn.Terminal = c
+	*x.Terminal = c
 	return c
 }
 

@@ -7,7 +7,6 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
 	"github.com/heddle-mesh/heddle/internal/proxy/http1"
-	"github.com/heddle-mesh/heddle/internal/proxy/upstream"
 )
 
 // upload sends a request's body while the response may already be on its way.
@@ -21,14 +20,14 @@ type upload struct {
 	panicked any
 }
 
-func (u *upload) start(conn *upstream.Conn, body exchange.Body) {
+func (u *upload) start(to hop, body exchange.Body) {
 	u.done = make(chan struct{})
 	u.stopped.Store(false)
 	u.call.x.Client.Progress()
-	go u.run(conn, body, u.done)
+	go u.run(to, body, u.done)
 }
 
-func (u *upload) run(conn *upstream.Conn, body exchange.Body, done chan<- struct{}) {
+func (u *upload) run(to hop, body exchange.Body, done chan<- struct{}) {
 	defer close(done)
 	defer func() {
 		if p := recover(); p != nil {
@@ -39,11 +38,14 @@ func (u *upload) run(conn *upstream.Conn, body exchange.Body, done chan<- struct
 	for {
 		p, err := body.Next()
 		if err != nil {
+			if errors.Is(err, io.EOF) && to.end() != nil {
+				return
+			}
 			u.ended(err)
 			return
 		}
 		u.call.x.Client.Progress()
-		if _, err := conn.Write(p); err != nil {
+		if err := to.write(p); err != nil {
 			return // reading the response tells why, or is the response
 		}
 	}
@@ -81,7 +83,7 @@ func (u *upload) stop() {
 	if u.call.x.Uploading.Load() {
 		u.stopped.Store(true)
 		u.call.x.Client.AbortRead()
-		u.call.conn.SetDeadline(past)
+		u.call.hop.SetDeadline(past)
 	}
 	// A body that was sent to its end leaves nothing to wait for, and a deadline
 	// would spoil the connection for the next request.

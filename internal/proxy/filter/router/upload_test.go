@@ -22,8 +22,9 @@ func (s *spoilt) SetDeadline(time.Time) error { s.set = true; return nil }
 func TestConnectionIsUnspoiltByAnUploadThatEnded(t *testing.T) {
 	x := &exchange.Exchange{}
 	wire := &spoilt{}
-	c := &call{x: x, conn: &upstream.Conn{Conn: wire}}
-	c.upload.call, c.upload.done = c, make(chan struct{})
+	c := newCall()
+	c.x, c.hop, c.one.Conn = x, &c.one, &upstream.Conn{Conn: wire}
+	c.upload.done = make(chan struct{})
 	x.Uploading.Store(false)
 	go close(c.upload.done)
 	c.upload.stop()
