@@ -22,6 +22,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/proxy/http1"
 	"github.com/heddle-mesh/heddle/internal/proxy/mtls"
 	"github.com/heddle-mesh/heddle/internal/proxy/route"
+	"github.com/heddle-mesh/heddle/internal/proxy/socket"
 	"github.com/heddle-mesh/heddle/internal/proxy/upstream"
 )
 
@@ -35,8 +36,7 @@ func (kernel) Listen(context.Context, netip.AddrPort) (net.Listener, error) {
 }
 
 func (kernel) Dial(ctx context.Context, _ netip.Addr, addr netip.AddrPort) (net.Conn, error) {
-	var d net.Dialer
-	return d.DialContext(ctx, "tcp", addr.String())
+	return socket.System{}.Dial(ctx, netip.Addr{}, addr)
 }
 
 func (kernel) OriginalDst(net.Conn) (netip.AddrPort, bool) { return netip.AddrPort{}, false }
@@ -83,6 +83,7 @@ func onSockets(t *testing.T, h http.HandlerFunc, cfg upstream.Config, edit func(
 			if err != nil {
 				return
 			}
+			conn = socket.Wrap(conn)
 			if accept != nil {
 				conn = accept(conn)
 			}

@@ -53,7 +53,10 @@ func abort(dst, src net.Conn, n int64) int64 {
 // the kernel can move the bytes between two sockets.
 func bare(c net.Conn) net.Conn {
 	if u, ok := c.(*upstream.Conn); ok {
-		return u.Conn
+		c = u.Conn
+	}
+	if s, ok := c.(interface{ Plain() *net.TCPConn }); ok {
+		return s.Plain()
 	}
 	return c
 }

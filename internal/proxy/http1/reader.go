@@ -104,7 +104,7 @@ func (rd *Reader) Wait() error {
 		rd.buf.put()
 		rd.buf = nil
 	}
-	b, n, err := rd.idle.read(rd.conn)
+	b, n, err := rd.idle.read()
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/internal/proxy/socket"
 )
 
 // sock reads and writes a connection the way its kind allows.
@@ -37,8 +39,11 @@ func (s *sock) init(c net.Conn) {
 		s.tls = true
 		inner = t.NetConn()
 	}
+	if below := socket.Of(inner); below != nil {
+		inner = below
+	}
 	switch inner.(type) {
-	case *net.TCPConn, *net.UnixConn:
+	case *socket.Conn, *net.TCPConn, *net.UnixConn:
 		s.raw, _ = inner.(syscall.Conn).SyscallConn()
 	}
 	s.tryRead, s.tryWrite, s.tryPoll = s.readOnce, s.writeSome, s.poll

@@ -48,10 +48,25 @@ func (s System) Listen(ctx context.Context, addr netip.AddrPort) (net.Listener, 
 	if err != nil && addr.Addr() == netip.IPv6Unspecified() {
 		// A kernel without IPv6 still has the other half of the wildcard.
 		if l4, err4 := lc.Listen(ctx, "tcp4", fmt.Sprintf("0.0.0.0:%d", addr.Port())); err4 == nil {
-			return l4, nil
+			l, err = l4, nil
 		}
 	}
-	return l, err
+	if err != nil {
+		return nil, err
+	}
+	return wrapping{l}, nil
+}
+
+// wrapping is a listener whose connections are Conns.
+type wrapping struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (l wrapping) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return Wrap(c), nil
 }
 
 // ListenPacket receives UDP datagrams at addr.
@@ -68,7 +83,11 @@ func (s System) Dial(ctx context.Context, source netip.Addr, addr netip.AddrPort
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0))
 		d.Control = s.controlBind
 	}
-	return d.DialContext(ctx, "tcp", addr.String())
+	c, err := d.DialContext(ctx, "tcp", addr.String())
+	if err != nil {
+		return nil, err
+	}
+	return Wrap(c), nil
 }
 
 func (s System) control(listen bool) func(network, address string, c syscall.RawConn) error {

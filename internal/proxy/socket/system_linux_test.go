@@ -131,7 +131,7 @@ func TestMarkIsOnEverySocket(t *testing.T) {
 	}
 	defer l.Close()
 	dialled, _ := accepted(t, s, l, netip.MustParseAddr("127.0.0.6"))
-	raw, err := dialled.(*net.TCPConn).SyscallConn()
+	raw, err := dialled.(*Conn).SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}

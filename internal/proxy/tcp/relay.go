@@ -61,6 +61,13 @@ func newEnd(c net.Conn) end {
 				return e
 			}
 			e.raw = u.Unwrap()
+		case interface{ Plain() *net.TCPConn }:
+			if e.conn != e.raw {
+				return e // below TLS
+			}
+			// Two sockets of the net package are spliced.
+			e.conn, e.raw = c.Plain(), c.Plain()
+			return e
 		case interface{ NetConn() net.Conn }: // tls.Conn
 			e.raw = c.NetConn()
 		default:

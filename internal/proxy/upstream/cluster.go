@@ -217,6 +217,10 @@ type Want struct {
 	Fresh bool
 	// Deadline bounds waiting and connecting, if it is not zero.
 	Deadline time.Time
+	// Since is the time now if the request can be sent again over another connection
+	// should an idle one turn out to be closed. Then one that was in use a moment ago
+	// is taken without a look at it.
+	Since time.Time
 }
 
 // choose returns an endpoint, or nil if there is none.
@@ -326,7 +330,7 @@ func (c *Cluster) get(ctx context.Context, w *Want, pooled bool) (*Conn, error) 
 	c.begin(e)
 	conn := (*Conn)(nil)
 	if pooled && !w.Fresh {
-		conn = c.reuse(e)
+		conn = c.reuse(e, w)
 	}
 	if conn == nil {
 		var err error
@@ -347,13 +351,13 @@ func (c *Cluster) get(ctx context.Context, w *Want, pooled bool) (*Conn, error) 
 }
 
 // reuse returns an idle connection that is still good, or nil.
-func (c *Cluster) reuse(e *Endpoint) *Conn {
+func (c *Cluster) reuse(e *Endpoint, w *Want) *Conn {
 	for {
 		conn := e.takeIdle()
 		if conn == nil {
 			return nil
 		}
-		if !conn.stale() {
+		if conn.usable(w) {
 			return conn
 		}
 		conn.discard()

@@ -3,8 +3,9 @@ package upstream
 import (
 	"net"
 	"net/netip"
-	"syscall"
 	"time"
+
+	"github.com/heddle-mesh/heddle/internal/proxy/socket"
 )
 
 // Conn is a connection to an endpoint. One goroutine at a time owns it, until it
@@ -26,7 +27,7 @@ type Conn struct {
 	waiting   bool // counted as request in flight
 	closed    bool
 	quieter   quieter
-	probe     probe
+	ask       ask
 }
 
 // Close closes the connection and gives back what it holds.
@@ -47,43 +48,46 @@ func (c *Conn) discard() error {
 	return err
 }
 
+// trust is for how long an idle connection is taken to be good without a look at
+// it, if the request can be sent again should it turn out not to be. Most are used
+// again before that.
+const trust = time.Second
+
+// usable reports whether an idle connection can be used for what is wanted.
+func (c *Conn) usable(w *Want) bool {
+	if !w.Since.IsZero() && w.Since.Sub(c.idleSince) < trust {
+		return true
+	}
+	return !c.stale()
+}
+
 // stale reports whether an idle connection can not be used: because the other
 // side closed it, or sent something nobody asked for.
 func (c *Conn) stale() bool {
-	if c.quieter != nil {
-		return !c.quieter.Quiet()
-	}
-	return c.probe.raw != nil && !c.probe.quiet()
+	return c.quieter != nil && !c.quieter.Quiet()
 }
 
-// quieter is what connections that are not sockets may offer in the place of a
-// look at the socket.
+// quieter is what connections offer that can be looked at.
 type quieter interface {
 	// Quiet reports, without blocking, that neither bytes nor the end of the
 	// stream wait to be read.
 	Quiet() bool
 }
 
-// netConner is what TLS connections have.
-type netConner interface{ NetConn() net.Conn }
-
-// setProbe finds the socket below, through TLS.
-func (c *Conn) setProbe() {
+// look finds what is below, through TLS.
+func (c *Conn) look() {
 	inner := c.Conn
 	for {
-		n, ok := inner.(netConner)
+		n, ok := inner.(interface{ NetConn() net.Conn })
 		if !ok {
 			break
 		}
 		inner = n.NetConn()
 	}
-	if q, ok := inner.(quieter); ok {
-		c.quieter = q
-	} else if s, ok := inner.(syscall.Conn); ok {
-		if raw, err := s.SyscallConn(); err == nil {
-			c.probe.init(raw)
-		}
-	}
+	c.quieter, _ = inner.(quieter)
+	c.ask.sock = socket.Of(inner)
+	c.ask.try = c.ask.step
+	c.ask.conn = c.Conn
 }
 
 func addrPort(a net.Addr) netip.AddrPort {

@@ -79,7 +79,7 @@ func (c *Cluster) queue(ctx context.Context, s *state, e *Endpoint, w *Want, wai
 	// Between the look at the pool and the queueing a connection may have become
 	// idle; and those to other endpoints must not keep this one from its turn.
 	if pooled && !w.Fresh {
-		if conn := c.reuse(e); conn != nil {
+		if conn := c.reuse(e, w); conn != nil {
 			if other, ok := c.slots.leave(waiter); ok {
 				c.giveBack(other)
 			}
@@ -154,7 +154,7 @@ func (c *Cluster) dial(parent context.Context, s *state, e *Endpoint, w *Want, p
 		return nil, connectError(parent, w.Deadline, c.set.cfg.Now(), e, err)
 	}
 	conn.cluster, conn.Endpoint, conn.secured = c, e, s.secured
-	conn.setProbe()
+	conn.look()
 	return conn, nil
 }
 

@@ -139,6 +139,9 @@ func (c *call) connect() failure {
 	if c.rule.Timeout > 0 && !c.stream {
 		w.Deadline = c.x.Start.Add(c.rule.Timeout)
 	}
+	if c.x.Upstream.Attempts == 1 && c.replayable(false) {
+		w.Since = c.x.Start
+	}
 	e, err := c.hop.connect(w)
 	if err != nil {
 		return c.connectFailure(err)

@@ -48,7 +48,7 @@ func (h *hop1) connect(w upstream.Want) (*upstream.Endpoint, error) {
 	return conn.Endpoint, nil
 }
 
-func (h *hop1) send(body []byte, _ bool) (unsent bool, err error) {
+func (h *hop1) send(body []byte, more bool) (unsent bool, err error) {
 	c := h.call
 	b := h.out.B[:h.common]
 	if c.r.cfg.CountAttempts {
@@ -65,7 +65,11 @@ func (h *hop1) send(body []byte, _ bool) (unsent bool, err error) {
 	b = http1.EndHead(b)
 	b = append(b, body...)
 	h.out.B = b
-	n, err := h.Conn.Write(b)
+	send := h.Conn.Ask // what follows is the answer
+	if more {
+		send = h.Conn.Write
+	}
+	n, err := send(b)
 	return n == 0, err
 }
 

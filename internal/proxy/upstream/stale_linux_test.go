@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/heddle-mesh/heddle/internal/plan"
+	"github.com/heddle-mesh/heddle/internal/proxy/socket"
 )
 
 // sockets is the kernel's network.
@@ -17,8 +18,7 @@ func (sockets) Listen(context.Context, netip.AddrPort) (net.Listener, error) {
 }
 
 func (sockets) Dial(ctx context.Context, _ netip.Addr, addr netip.AddrPort) (net.Conn, error) {
-	var d net.Dialer
-	return d.DialContext(ctx, "tcp", addr.String())
+	return socket.System{}.Dial(ctx, netip.Addr{}, addr)
 }
 
 func (sockets) OriginalDst(net.Conn) (netip.AddrPort, bool) { return netip.AddrPort{}, false }
@@ -53,11 +53,11 @@ func TestStaleSocketsAreFoundBeforeUse(t *testing.T) {
 		disturb(server)
 		if name != "quiet" {
 			// Until the kernel has delivered it.
-			raw, _ := conn.Conn.(*net.TCPConn).SyscallConn()
+			raw, _ := conn.Conn.(*socket.Conn).SyscallConn()
 			raw.Read(func(uintptr) bool { return conn.stale() })
 		}
 		c.Release(conn, true)
-		again := c.reuse(conn.Endpoint)
+		again := c.reuse(conn.Endpoint, &Want{})
 		if reused := again == conn; reused != (name == "quiet") {
 			t.Errorf("%s: reused %v", name, reused)
 		}

@@ -1,0 +1,213 @@
+package socket
+
+import (
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"unsafe"
+)
+
+// Conn is a TCP connection of the kernel with less between the caller and the
+// kernel than net.TCPConn has. What it adds:
+//
+//   - Read and Write enter the kernel without telling the scheduler. Its sockets
+//     never block, and a write to a peer on the same machine, which does the
+//     receiver's work as well, would else often cost the goroutine its processor.
+//   - Await waits for input with no read that only finds out that there is none.
+//   - Quiet looks without reading.
+//
+// One goroutine at a time reads, and one writes. Deadlines, Close from elsewhere and
+// everything else are the net.TCPConn's.
+type Conn struct {
+	*net.TCPConn
+	raw syscall.RawConn
+
+	// Made once, so that a call allocates nothing.
+	tryRead, tryWrite, tryAwait func(fd uintptr) bool
+	look                        func(fd uintptr)
+
+	// What a try was given, and left. Reader and writer have their own.
+	in   []byte
+	inN  int
+	inE  syscall.Errno
+	out  []byte
+	outN int
+	outE syscall.Errno
+
+	await func() bool
+	fd    uintptr // inside Await; ^0 outside
+	// sure is set once a read inside Await found nothing: what comes from then on
+	// wakes the wait. empty says that nothing has come since.
+	sure, empty bool
+
+	quiet bool
+	byte  [1]byte
+}
+
+const outside = ^uintptr(0)
+
+// Wrap makes a Conn of c, or returns c itself if it is no TCP socket.
+func Wrap(c net.Conn) net.Conn {
+	t, ok := c.(*net.TCPConn)
+	if !ok {
+		return c
+	}
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return c
+	}
+	w := &Conn{TCPConn: t, raw: raw, fd: outside}
+	w.tryRead, w.tryWrite, w.tryAwait, w.look = w.readOnce, w.writeAll, w.step, w.peek
+	return w
+}
+
+// Plain returns the connection below, for what the net package does with two of its
+// own.
+func (c *Conn) Plain() *net.TCPConn { return c.TCPConn }
+
+// read and write are the system calls. A file descriptor in non-blocking mode can
+// not keep the thread, so the scheduler need not hear of it.
+func sysRead(fd uintptr, p []byte) (int, syscall.Errno) {
+	for {
+		n, _, e := syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		if e == 0 {
+			return int(n), 0
+		}
+		if e != syscall.EINTR {
+			return 0, e
+		}
+	}
+}
+
+func sysWrite(fd uintptr, p []byte) (int, syscall.Errno) {
+	for {
+		n, _, e := syscall.RawSyscall(syscall.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		if e == 0 {
+			return int(n), 0
+		}
+		if e != syscall.EINTR {
+			return 0, e
+		}
+	}
+}
+
+// Read implements net.Conn. Inside Await it does not wait: see ErrAgain.
+func (c *Conn) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if c.fd != outside {
+		return c.readInside(p)
+	}
+	c.in = p
+	err := c.raw.Read(c.tryRead)
+	c.in = nil
+	if err != nil {
+		return 0, err
+	}
+	return c.result("read", c.inN, c.inE)
+}
+
+func (c *Conn) readOnce(fd uintptr) bool {
+	c.inN, c.inE = sysRead(fd, c.in)
+	return c.inE != syscall.EAGAIN
+}
+
+func (c *Conn) readInside(p []byte) (int, error) {
+	if c.empty {
+		return 0, ErrAgain
+	}
+	n, e := sysRead(c.fd, p)
+	if e == syscall.EAGAIN {
+		c.empty, c.sure = true, true
+		return 0, ErrAgain
+	}
+	// A stream that gave less than it was asked for has no more.
+	c.empty = c.sure && n > 0 && n < len(p)
+	return c.result("read", n, e)
+}
+
+func (c *Conn) result(op string, n int, e syscall.Errno) (int, error) {
+	if e != 0 {
+		return 0, &net.OpError{Op: op, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: os.NewSyscallError(op, e)}
+	}
+	if n == 0 && op == "read" {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// Write implements net.Conn.
+func (c *Conn) Write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	c.out, c.outN, c.outE = p, 0, 0
+	err := c.raw.Write(c.tryWrite)
+	c.out = nil
+	if err != nil {
+		return c.outN, err
+	}
+	n := c.outN
+	_, err = c.result("write", 0, c.outE)
+	return n, err
+}
+
+func (c *Conn) writeAll(fd uintptr) bool {
+	for {
+		n, e := sysWrite(fd, c.out[c.outN:])
+		if e != 0 {
+			c.outE = e
+			return e != syscall.EAGAIN
+		}
+		if c.outN += n; c.outN == len(c.out) {
+			c.outE = 0
+			return true
+		}
+	}
+}
+
+// Await calls try, and again whenever the socket may have something to read, until
+// try returns true. The first call comes at once. Inside try, reads of c return
+// ErrAgain and do not wait; try returns false only after one did, or where it knows
+// that an answer to what it just wrote is all that can come.
+//
+// Reads by anyone but try, and Close by try itself, would wait for Await to return.
+//
+// A runtime poller's note that a socket is readable is cleared when a wait begins, so
+// a net.Conn has to try a read first, which costs a system call whose answer is
+// known. Await begins one wait for all calls of try: what comes in between is noted.
+// The one thing that this can miss is the end of a stream that came together with
+// bytes, for which there is one note only. The deadline of the wait bounds for how
+// long; set one.
+func (c *Conn) Await(try func() bool) error {
+	c.await, c.sure = try, false
+	defer c.leave()
+	return c.raw.Read(c.tryAwait)
+}
+
+func (c *Conn) leave() { c.await, c.fd = nil, outside }
+
+func (c *Conn) step(fd uintptr) bool {
+	c.fd, c.empty = fd, false
+	return c.await()
+}
+
+// Quiet reports, without blocking, that the socket is open and has nothing to read.
+func (c *Conn) Quiet() bool {
+	c.quiet = false
+	return c.raw.Control(c.look) == nil && c.quiet
+}
+
+func (c *Conn) peek(fd uintptr) {
+	for {
+		_, _, e := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&c.byte)), 1,
+			syscall.MSG_PEEK|syscall.MSG_DONTWAIT, 0, 0)
+		if e != syscall.EINTR {
+			// Anything but "nothing there": bytes, the end, or an error.
+			c.quiet = e == syscall.EAGAIN
+			return
+		}
+	}
+}
