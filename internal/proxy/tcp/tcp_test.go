@@ -86,7 +86,7 @@ func start(t *testing.T, network socket.Network, listen netip.AddrPort, clusters
 					Remote: c.RemoteAddr().(*net.TCPAddr).AddrPort(), Local: c.LocalAddr().(*net.TCPAddr).AddrPort(), Direction: cfg.Direction,
 				}
 				if accept != nil {
-					tc := tls.Server(c, accept)
+					tc := mtls.Server(c, accept)
 					if err := tc.Handshake(); err != nil {
 						c.Close()
 						p.served <- err
