@@ -496,7 +496,7 @@ func (m *Manager) handshake(ctx context.Context, c net.Conn, cfg *tls.Config, in
 	if err := c.SetDeadline(deadline); err != nil {
 		return nil, err
 	}
-	tc := tls.Server(c, cfg)
+	tc := mtls.Server(c, cfg)
 	if err := tc.Handshake(); err != nil {
 		return nil, err
 	}

@@ -32,6 +32,9 @@ func (r *Replay) Detach() (net.Conn, []byte) {
 	return r.Conn, p
 }
 
+// Pending is how many bytes have to be read before those of the connection below.
+func (r *Replay) Pending() int { return len(r.peeked) }
+
 // Unwrap returns the connection below, for socket options.
 func (r *Replay) Unwrap() net.Conn { return r.Conn }
 

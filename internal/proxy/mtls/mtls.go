@@ -39,6 +39,11 @@ const (
 	// sessionsPerCluster bounds a cluster's store of resumable sessions. The
 	// key is the SNI, of which a cluster has one, or else the address.
 	sessionsPerCluster = 64
+
+	// fullRecords keeps crypto/tls from cutting the first megabyte of a connection
+	// into records of one packet each. That is for browsers far away, which can
+	// show the first packet's worth while the second one is on its way.
+	fullRecords = true
 )
 
 // curves puts the post-quantum hybrid first; the others are for peers without.
@@ -70,7 +75,7 @@ func ServerConfig(src identity.Source, t *plan.ServerTLS) *tls.Config {
 	s := &server{src: src, tls: *t}
 	s.tls.ALPN = slices.Clone(t.ALPN)
 	s.tls.TrustDomains = slices.Clone(t.TrustDomains)
-	return &tls.Config{MinVersion: s.minVersion(), GetConfigForClient: s.forClient}
+	return &tls.Config{MinVersion: s.minVersion(), DynamicRecordSizingDisabled: fullRecords, GetConfigForClient: s.forClient}
 }
 
 // server makes the configuration of a handshake, one pair per material.
@@ -131,6 +136,8 @@ func (s *server) build(m *identity.Material) (*serverPair, error) {
 		MinVersion:       s.minVersion(),
 		CurvePreferences: curves(),
 		Certificates:     []tls.Certificate{*m.Certificate},
+
+		DynamicRecordSizingDisabled: fullRecords,
 	}
 	if s.tls.Roots != "" {
 		// The two modes in which crypto/tls only collects: the judgement is
@@ -186,6 +193,8 @@ func ClientConfig(src identity.Source, t *plan.ClientTLS) *tls.Config {
 		VerifyConnection:     c.verify,
 		GetClientCertificate: c.certificate,
 		ClientSessionCache:   &sessions{src: src},
+
+		DynamicRecordSizingDisabled: fullRecords,
 	}
 }
 

@@ -4,31 +4,12 @@ import (
 	"errors"
 	"io"
 	"net"
-	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/heddle-mesh/heddle/internal/proxy/mtls"
 )
-
-const (
-	// reportEvery is how often bytes are counted while they pass through the
-	// kernel alone. Metrics lag by at most this much.
-	reportEvery = 5 * time.Second
-	// bigBuffer is what a busy direction reads into.
-	bigBuffer = 64 << 10
-	// smallBuffer is what a quiet direction waits with: most connections are
-	// quiet most of the time, and a big buffer each would cost more memory than
-	// everything else of a connection together.
-	smallBuffer = 512
-	// quietAfter is how long a busy direction waits for more before it gives its
-	// big buffer back.
-	quietAfter = time.Second
-)
-
-var bigBuffers = sync.Pool{New: func() any { return new([bigBuffer]byte) }}
 
 // errIdle ends a relay on which nothing moved for the idle timeout.
 var errIdle = errors.New("idle timeout")
@@ -38,6 +19,10 @@ type end struct {
 	conn net.Conn
 	// raw is the connection below TLS and replay: what a reset is sent on.
 	raw net.Conn
+	// socket is raw if it is the kernel's, and nothing on the way to it holds bytes.
+	socket *net.TCPConn
+	// records is what is between TLS and socket; nil without TLS.
+	records *mtls.Transport
 	// first are bytes that were read already.
 	first []byte
 }
@@ -45,6 +30,8 @@ type end struct {
 // newEnd finds out what is below c.
 func newEnd(c net.Conn) end {
 	e := end{conn: c, raw: c}
+	var records *mtls.Transport
+	held := false
 	for {
 		switch c := e.raw.(type) {
 		case interface{ Detach() (net.Conn, []byte) }:
@@ -60,17 +47,28 @@ func newEnd(c net.Conn) end {
 			if !ok {
 				return e
 			}
-			e.raw = u.Unwrap()
-		case interface{ Plain() *net.TCPConn }:
-			if e.conn != e.raw {
-				return e // below TLS
+			if p, ok := c.(interface{ Pending() int }); !ok || p.Pending() > 0 {
+				held = true
 			}
-			// Two sockets of the net package are spliced.
-			e.conn, e.raw = c.Plain(), c.Plain()
-			return e
-		case interface{ NetConn() net.Conn }: // tls.Conn
+			e.raw = u.Unwrap()
+		case interface{ NetConn() net.Conn }: // tls.Conn, mtls.Transport
+			if t, ok := c.(*mtls.Transport); ok {
+				records = t
+			}
 			e.raw = c.NetConn()
+		case interface{ Plain() *net.TCPConn }:
+			if e.conn == e.raw {
+				e.conn = c.Plain()
+			}
+			e.raw = c.Plain()
 		default:
+			e.socket, _ = e.raw.(*net.TCPConn)
+			if held || e.conn != e.raw && (records == nil || e.socket == nil || records.Bulk(e.socket) != nil) {
+				e.socket = nil
+			}
+			if e.socket != nil {
+				e.records = records
+			}
 			return e
 		}
 	}
@@ -99,39 +97,25 @@ type relay struct {
 	// fromServer runs before the first byte is read from the server, if set.
 	fromServer func() error
 	idle       time.Duration
-	// count is told of bytes that passed, at least every reportEvery while some do.
-	// It is called from two goroutines.
+	// count is told of bytes that passed. It is called from two goroutines.
 	count func(up, down int64)
 
 	moved atomic.Int64 // when bytes moved last, in Unix nanoseconds
+	ended atomic.Int32 // directions that have
 
 	mu sync.Mutex
 	// mu guards
-	err  error // why it ended early
-	over bool
+	watch *time.Timer
+	err   error // why it ended early
+	over  bool
 }
 
 // run returns nil if both sides ended in order. Both connections are closed then.
 func (r *relay) run() error {
 	r.touch()
-	watch := time.NewTimer(r.idle)
-	done := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			select {
-			case <-done:
-				return
-			case <-watch.C:
-			}
-			left := r.idle - time.Duration(time.Now().UnixNano()-r.moved.Load())
-			if left <= 0 {
-				r.end(errIdle)
-				return
-			}
-			watch.Reset(left)
-		}
-	})
+	r.mu.Lock()
+	r.watch = time.AfterFunc(r.idle, r.look)
+	r.mu.Unlock()
 	var both sync.WaitGroup
 	both.Go(func() {
 		if r.fromServer != nil {
@@ -144,14 +128,28 @@ func (r *relay) run() error {
 	})
 	r.direction(&r.client, &r.server, func(n int64) { r.count(n, 0) })
 	both.Wait()
-	close(done)
-	watch.Stop()
-	wg.Wait()
 	r.client.conn.Close()
 	r.server.conn.Close()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.over = true
+	r.watch.Stop()
 	return r.err
+}
+
+// look ends the relay if nothing has moved for the idle timeout, and else comes
+// back when that may be.
+func (r *relay) look() {
+	left := r.idle - time.Duration(time.Now().UnixNano()-r.moved.Load())
+	if left <= 0 {
+		r.end(errIdle)
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.over {
+		r.watch.Reset(left)
+	}
 }
 
 func (r *relay) touch() { r.moved.Store(time.Now().UnixNano()) }
@@ -183,9 +181,27 @@ func (r *relay) direction(src, dst *end, count func(int64)) {
 	if err == nil {
 		err = dst.closeWrite()
 	}
+	if err == nil {
+		err = r.await(src, dst)
+	}
 	if err != nil {
 		r.end(err)
 	}
+}
+
+// await waits, once src has ended, until the other direction has, too. Until then
+// nobody reads src, and if it broke off nobody would hear of it.
+func (r *relay) await(src, dst *end) error {
+	if r.ended.Add(1) == 2 {
+		if dst.socket != nil {
+			dst.socket.SetReadDeadline(time.Unix(1, 0))
+		}
+		return nil
+	}
+	if src.socket == nil {
+		return nil
+	}
+	return broken(src.socket)
 }
 
 func (r *relay) copy(src, dst *end, count func(int64)) error {
@@ -197,93 +213,25 @@ func (r *relay) copy(src, dst *end, count func(int64)) error {
 			return err
 		}
 	}
-	if s, ok := src.conn.(*net.TCPConn); ok {
-		if d, ok := dst.conn.(*net.TCPConn); ok {
-			return r.splice(s, d, count)
-		}
-	}
-	return r.buffered(src.conn, dst.conn, count)
-}
-
-// splice lets the kernel move the bytes. While they move, it comes back every
-// now and then to count them; while none do, it sleeps on the socket and holds
-// neither a pipe nor a buffer.
-func (r *relay) splice(src, dst *net.TCPConn, count func(int64)) error {
-	every := min(reportEvery, r.idle/2)
-	raw, err := src.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var b [1]byte
-	var broken error
-	readable := func(fd uintptr) bool {
-		for {
-			_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-			switch err {
-			case syscall.EINTR:
-			case syscall.EAGAIN:
-				return false
-			default:
-				// The kernel tells of an error once: the next look sees an end.
-				broken = err
-				return true
-			}
-		}
-	}
-	for {
-		if err := src.SetReadDeadline(time.Time{}); err != nil {
+	if src.socket != nil && src.records == nil && dst.socket != nil && dst.records == nil {
+		if err := r.splice(src.socket, dst.socket, count); !errors.Is(err, errNoPipe) {
 			return err
 		}
-		if err := raw.Read(readable); err != nil {
-			return err
-		}
-		if broken != nil {
-			return os.NewSyscallError("recvfrom", broken)
-		}
-		for n := int64(1); n > 0; {
-			if err := src.SetReadDeadline(time.Now().Add(every)); err != nil {
-				return err
-			}
-			n, err = dst.ReadFrom(src)
-			if n > 0 {
-				r.touch()
-				count(n)
-			}
-			if err == nil {
-				return nil
-			}
-			if !errors.Is(err, os.ErrDeadlineExceeded) {
-				return err
-			}
-		}
 	}
+	return r.through(src, dst, count)
 }
 
-// buffered copies through the process. It waits with a small buffer, and takes a
-// big one while the small one gets full.
-func (r *relay) buffered(src, dst net.Conn, count func(int64)) error {
-	var small [smallBuffer]byte
-	buf := small[:]
-	var big *[bigBuffer]byte
-	release := func() {
-		if big != nil {
-			bigBuffers.Put(big)
-			big = nil
-		}
-	}
-	defer release()
+// through copies by way of the process's memory.
+func (r *relay) through(src, dst *end, count func(int64)) error {
+	in := newSource(src)
+	defer in.release()
 	for {
-		if big != nil {
-			if err := src.SetReadDeadline(time.Now().Add(quietAfter)); err != nil {
-				return err
-			}
-		}
-		n, err := src.Read(buf)
-		if n > 0 {
+		b, err := in.read()
+		if len(b) > 0 {
 			r.touch()
-			w, werr := dst.Write(buf[:n])
+			n, werr := dst.write(b)
 			r.touch()
-			count(int64(w))
+			count(int64(n))
 			if werr != nil {
 				return werr
 			}
@@ -291,17 +239,8 @@ func (r *relay) buffered(src, dst net.Conn, count func(int64)) error {
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
-		case big != nil && errors.Is(err, os.ErrDeadlineExceeded):
-			release()
-			buf = small[:]
-			if err := src.SetReadDeadline(time.Time{}); err != nil {
-				return err
-			}
 		case err != nil:
 			return err
-		case big == nil && n == len(buf):
-			big = bigBuffers.Get().(*[bigBuffer]byte)
-			buf = big[:]
 		}
 	}
 }

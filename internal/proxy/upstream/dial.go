@@ -185,7 +185,7 @@ func (c *Cluster) establish(ctx context.Context, s *state, e *Endpoint, w *Want,
 		config = config.Clone()
 		config.NextProtos = w.ALPN
 	}
-	secured := tls.Client(nc, config)
+	secured := mtls.Client(nc, config)
 	if err := secured.HandshakeContext(ctx); err != nil {
 		nc.Close()
 		return nil, err
