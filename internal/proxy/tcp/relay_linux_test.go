@@ -81,7 +81,7 @@ func TestManyBytesPassBothWaysUnchanged(t *testing.T) {
 				}
 				rest = rest[m:]
 			}
-			c.(*net.TCPConn).CloseWrite()
+			plain(c).CloseWrite()
 			wg.Wait()
 		})
 		c := dial(t, socket.System{}, addr)
@@ -90,7 +90,7 @@ func TestManyBytesPassBothWaysUnchanged(t *testing.T) {
 			if _, err := c.Write(up); err != nil {
 				t.Error(err)
 			}
-			c.(*net.TCPConn).CloseWrite()
+			plain(c).CloseWrite()
 		})
 		b, err := io.ReadAll(c)
 		if err != nil || !bytes.Equal(b, down) {
@@ -137,11 +137,11 @@ func TestResetAfterTheEndOfOneDirectionIsPassedOn(t *testing.T) {
 						t.Errorf("read %d bytes, %v, want the end", n, err)
 					}
 				}()
-				breaks.(*net.TCPConn).CloseWrite()
+				plain(breaks).CloseWrite()
 				<-ended
-				breaks.(*net.TCPConn).SetLinger(0)
+				plain(breaks).SetLinger(0)
 				breaks.Close()
-				if err := broken(hears.(*net.TCPConn)); !errors.Is(err, syscall.ECONNRESET) {
+				if err := broken(plain(hears)); !errors.Is(err, syscall.ECONNRESET) {
 					t.Errorf("the other side sees %v, want a reset", err)
 				}
 				if served() == nil {
@@ -169,7 +169,7 @@ func TestResetPassesThroughMutualTLS(t *testing.T) {
 		if side == "server" {
 			breaks, hears = server, client
 		}
-		breaks.(*net.TCPConn).SetLinger(0)
+		plain(breaks).SetLinger(0)
 		breaks.Close()
 		if _, err := hears.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("reset by the %s: the other side sees %v, want a reset", side, err)
@@ -191,7 +191,7 @@ func TestIdleTimeoutEndsHalfClosedConnections(t *testing.T) {
 	chain.IdleTimeout = 30 * time.Millisecond
 	p := start(t, socket.System{}, loopback, cluster(nil), endpointsOf(server), chain, nil, nil, nil)
 	c := dial(t, socket.System{}, p.listen)
-	c.(*net.TCPConn).CloseWrite()
+	plain(c).CloseWrite()
 	if b, err := io.ReadAll(c); err != nil || len(b) > 0 {
 		t.Errorf("got %q, %v, want an orderly end", b, err)
 	}
@@ -252,6 +252,14 @@ func TestPipesAreKeptUpToABound(t *testing.T) {
 	for _, p := range l.free {
 		p.close()
 	}
+}
+
+// plain returns the net package's connection of a socket.
+func plain(c net.Conn) *net.TCPConn {
+	if p, ok := c.(interface{ Plain() *net.TCPConn }); ok {
+		return p.Plain()
+	}
+	return c.(*net.TCPConn)
 }
 
 // sockets returns both ends of a connection.
