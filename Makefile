@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/heddle-mesh/heddle/internal/life.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: all help build test test-root h2spec lint demo bench microbench fuzz clean
+.PHONY: all help build test test-root h2spec lint images kubehost kube-up kube-down kubeconfig kube-load demo bench microbench fuzz clean
 
 all: build lint test ## build, lint and test
 
@@ -32,6 +32,32 @@ lint: ## check format, vet and staticcheck
 	@out=$$(gofmt -l cmd internal test bench examples api 2>/dev/null); if [ -n "$$out" ]; then echo "not gofmt-ed:"; echo "$$out"; exit 1; fi
 	$(GO) vet -tags heddle_root ./...
 	$(GO) run $(STATICCHECK) -tags heddle_root ./...
+
+images: ## write OCI archives of heddled and heddle-proxy into bin/images, for amd64 and arm64
+	cd tools/images && $(GO) build -trimpath -o ../../bin/tool-images .
+	bin/tool-images -o bin/images -version $(VERSION)
+
+# A real Kubernetes on this machine, as root; docs/kubernetes-tests.md.
+CLUSTER ?= e2e
+KUBE_UP_FLAGS ?=
+KUBEHOST := bin/kubehost
+
+kubehost:
+	@cd test/e2e/host && $(GO) build -trimpath -o ../../../$(KUBEHOST) .
+
+kube-up: kubehost ## bring up the Kubernetes cluster named CLUSTER (KUBE_UP_FLAGS: -nodes 2 -dual ...)
+	@$(KUBEHOST) up -name $(CLUSTER) $(KUBE_UP_FLAGS)
+
+kube-down: kubehost ## end the cluster CLUSTER and remove all of it but its logs
+	@$(KUBEHOST) down -name $(CLUSTER)
+
+kubeconfig: kubehost ## print the path of CLUSTER's kubeconfig
+	@$(KUBEHOST) kubeconfig -name $(CLUSTER)
+
+kube-load: kubehost ## build all images for this machine and load them into CLUSTER
+	@cd tools/images && $(GO) build -trimpath -o ../../bin/tool-images .
+	@bin/tool-images -o bin/load -tests -arch $$($(GO) env GOARCH) -version $(VERSION)
+	@$(KUBEHOST) load -name $(CLUSTER) bin/load/*.tar
 
 demo: build ## run the bookstore mesh on this machine; Ctrl-C ends it
 	@PATH="$(CURDIR)/bin:$$PATH" bin/heddle up examples/bookstore
