@@ -34,6 +34,8 @@ var (
 	ServiceAccount = Kind{"", "ServiceAccount"}
 	Secret         = Kind{"", "Secret"}
 	ConfigMap      = Kind{"", "ConfigMap"}
+	Node           = Kind{"", "Node"}
+	EndpointSlice  = Kind{"discovery.k8s.io", "EndpointSlice"}
 	Deployment     = Kind{"apps", "Deployment"}
 
 	VirtualService     = Kind{"networking.istio.io", "VirtualService"}
@@ -79,7 +81,8 @@ type Object struct {
 	Lines Lines
 }
 
-// Position is a place in a file; Line counts from 1, 0 is unknown.
+// Position is a place in a file; Line counts from 1, 0 is unknown. What comes
+// from an API server has the name of its cluster for a file.
 type Position struct {
 	File string
 	Line int

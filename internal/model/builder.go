@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	networking "istio.io/api/networking/v1alpha3"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/heddle-mesh/heddle/internal/config"
 	"github.com/heddle-mesh/heddle/internal/host"
@@ -18,12 +19,15 @@ import (
 // Options are what a World needs to know beside its objects. Empty fields get
 // the defaults named here.
 type Options struct {
-	ClusterDomain string       // "cluster.local"
-	ClusterID     string       // "Kubernetes"
-	TrustDomain   string       // "cluster.local", unless MeshConfig names one
-	RootNamespace string       // "istio-system", unless MeshConfig names one
-	ServiceCIDR   netip.Prefix // IPv4: 10.96.0.0/16, for Services that have no address
-	ExternalCIDR  netip.Prefix // IPv4: 240.240.0.0/16, for ServiceEntries that have none
+	ClusterDomain string // "cluster.local"
+	ClusterID     string // "Kubernetes"
+	TrustDomain   string // "cluster.local", unless MeshConfig names one
+	RootNamespace string // "istio-system", unless MeshConfig names one
+	// MeshConfig is the name of the ConfigMap that holds it; "istio". It stands in
+	// RootNamespace: that is where one learns what the root namespace is.
+	MeshConfig   string
+	ServiceCIDR  netip.Prefix // IPv4: 10.96.0.0/16, for Services that have no address
+	ExternalCIDR netip.Prefix // IPv4: 240.240.0.0/16, for ServiceEntries that have none
 }
 
 // Builder makes Worlds out of batches of changes. It keeps the objects it was
@@ -34,7 +38,13 @@ type Builder struct {
 	// converted holds what an object was converted to, so that one change costs
 	// one conversion: []*Service, *VirtualService and so on.
 	converted map[config.Key]any
-	world     *World
+	slices    map[config.Key]*slice
+	slicesOf  map[ServiceKey]map[config.Key]*slice
+	nodes     map[string]Locality
+	// onHost are pods that share their node's network: endpoints of services, and
+	// no workloads of the mesh.
+	onHost map[config.Key]*Workload
+	world  *World
 }
 
 // Delta says what differs between a World and its predecessor.
@@ -55,6 +65,7 @@ func NewBuilder(opts Options) *Builder {
 	opts.ClusterID = or(opts.ClusterID, "Kubernetes")
 	opts.TrustDomain = or(opts.TrustDomain, "cluster.local")
 	opts.RootNamespace = or(opts.RootNamespace, "istio-system")
+	opts.MeshConfig = or(opts.MeshConfig, "istio")
 	if !opts.ServiceCIDR.Addr().Is4() {
 		opts.ServiceCIDR = netip.MustParsePrefix("10.96.0.0/16")
 	}
@@ -66,6 +77,10 @@ func NewBuilder(opts Options) *Builder {
 		opts:      opts,
 		objects:   map[config.Kind]map[config.Key]*config.Object{},
 		converted: map[config.Key]any{},
+		slices:    map[config.Key]*slice{},
+		slicesOf:  map[ServiceKey]map[config.Key]*slice{},
+		nodes:     map[string]Locality{},
+		onHost:    map[config.Key]*Workload{},
 		world: &World{
 			opts:      opts,
 			mesh:      mesh,
@@ -86,15 +101,25 @@ func (b *Builder) World() *World { return b.world }
 func (b *Builder) Apply(batches ...config.Batch) (*World, Delta) {
 	pods := map[config.Key]*Workload{}
 	dirty := map[config.Kind]bool{}
+	touched, moved := map[ServiceKey]bool{}, map[string]bool{}
 	for _, batch := range batches {
 		for _, c := range batch.Changes {
-			if c.Key.Kind == config.Pod {
-				b.pod(c, pods)
-			} else if b.store(c) {
+			if c.Key.Kind == config.Node {
+				b.node(c, moved)
+			}
+		}
+		for _, c := range batch.Changes {
+			switch {
+			case c.Key.Kind == config.Pod:
+				b.pod(c, pods, touched)
+			case c.Key.Kind == config.EndpointSlice:
+				b.slice(c, touched)
+			case b.store(c):
 				dirty[c.Key.Kind] = true
 			}
 		}
 	}
+	b.move(moved, pods, touched)
 	prev := b.world
 	w := &World{
 		opts: b.opts, mesh: prev.mesh, services: prev.services, workloads: prev.workloads, endpoints: prev.endpoints,
@@ -143,7 +168,7 @@ func (b *Builder) Apply(batches ...config.Batch) (*World, Delta) {
 			}
 		}
 	}
-	b.regather(w, prev, pods, &d)
+	b.regather(w, prev, pods, touched, &d)
 	b.reconsider(w, prev, dirty, &d)
 	slices.Sort(d.Endpoints)
 	d.Endpoints = slices.Compact(d.Endpoints)
@@ -159,7 +184,7 @@ var compiled = []config.Kind{
 
 // store keeps or forgets an object and reports whether that changed anything.
 func (b *Builder) store(c config.Change) bool {
-	if !slices.Contains(compiled, c.Key.Kind) || c.Key.Kind == config.ConfigMap && c.Key != meshConfigMap {
+	if !slices.Contains(compiled, c.Key.Kind) || c.Key.Kind == config.ConfigMap && c.Key != b.opts.meshConfig() {
 		return false
 	}
 	of := b.objects[c.Key.Kind]
@@ -195,10 +220,23 @@ func same(a, b *config.Object) bool {
 }
 
 // pod notes the change of a workload, if it is one.
-func (b *Builder) pod(c config.Change, pods map[config.Key]*Workload) {
-	var next *Workload
+func (b *Builder) pod(c config.Change, pods map[config.Key]*Workload, touched map[ServiceKey]bool) {
+	var next, onHost *Workload
 	if c.Object != nil {
-		next = fromPod(c.Object, b.opts)
+		if next = fromPod(c.Object, b.opts); next != nil {
+			next = b.located(next)
+			if c.Object.Spec.(*corev1.Pod).Spec.HostNetwork {
+				next, onHost = nil, next
+			}
+		}
+	}
+	if !reflect.DeepEqual(b.onHost[c.Key], onHost) {
+		if onHost == nil {
+			delete(b.onHost, c.Key)
+		} else {
+			b.onHost[c.Key] = onHost
+		}
+		b.touch(c.Key, touched)
 	}
 	old, seen := pods[c.Key]
 	if !seen {
@@ -214,10 +252,53 @@ func (b *Builder) pod(c config.Change, pods map[config.Key]*Workload) {
 	pods[c.Key] = next
 }
 
+// touch notes the services whose slices name a pod.
+func (b *Builder) touch(pod config.Key, touched map[ServiceKey]bool) {
+	for k, of := range b.slicesOf {
+		if k.Namespace != pod.Namespace || touched[k] {
+			continue
+		}
+		for _, sl := range of {
+			if slices.ContainsFunc(sl.endpoints, func(e sliceEndpoint) bool { return e.pod == pod }) {
+				touched[k] = true
+				break
+			}
+		}
+	}
+}
+
+// move takes the workloads of some nodes to where these are now.
+func (b *Builder) move(moved map[string]bool, pods map[config.Key]*Workload, touched map[ServiceKey]bool) {
+	if len(moved) == 0 {
+		return
+	}
+	for k, wl := range b.world.workloads.byKey {
+		if _, seen := pods[k]; seen || !moved[wl.Node] {
+			continue
+		}
+		if next := b.located(wl); next != wl {
+			pods[k] = next
+		}
+	}
+	for k, wl := range b.onHost {
+		if next := b.located(wl); next != wl {
+			b.onHost[k] = next
+			b.touch(k, touched)
+		}
+	}
+	for k, of := range b.slicesOf {
+		for _, sl := range of {
+			if slices.ContainsFunc(sl.endpoints, func(e sliceEndpoint) bool { return e.pod == config.Key{} && moved[e.node] }) {
+				touched[k] = true
+			}
+		}
+	}
+}
+
 // remesh reads MeshConfig anew. Much else depends on it, and it changes so
 // seldom that everything is converted again.
 func (b *Builder) remesh(w *World, dirty map[config.Kind]bool) {
-	mesh := newMesh(b.opts, b.objects[config.ConfigMap][meshConfigMap])
+	mesh := newMesh(b.opts, b.objects[config.ConfigMap][b.opts.meshConfig()])
 	if mesh.Print == w.mesh.Print {
 		delete(dirty, config.ConfigMap)
 		return
@@ -259,10 +340,9 @@ func ordered[T any](b *Builder, kind config.Kind, convert func(*config.Object) T
 	return out
 }
 
-// regather brings the endpoints up to date: of services that changed, and of
-// those that choose a workload which changed.
-func (b *Builder) regather(w, prev *World, pods map[config.Key]*Workload, d *Delta) {
-	stale := map[ServiceKey]bool{}
+// regather brings the endpoints up to date: of services that changed, whose
+// slices did, and of those that choose a workload which changed.
+func (b *Builder) regather(w, prev *World, pods map[config.Key]*Workload, stale map[ServiceKey]bool, d *Delta) {
 	if w.services != prev.services || w.mesh.TrustDomain != prev.mesh.TrustDomain {
 		for k, s := range w.services.byKey {
 			if prev.services.byKey[k] != s || w.mesh.TrustDomain != prev.mesh.TrustDomain {
@@ -281,7 +361,8 @@ func (b *Builder) regather(w, prev *World, pods map[config.Key]*Workload, d *Del
 				continue
 			}
 			for _, s := range w.services.byNamespace[state.Namespace] {
-				if !stale[s.Key()] && s.Selects(state) {
+				// Slices without a selector may name any pod.
+				if !stale[s.Key()] && (s.Selects(state) || len(s.Selector) == 0 && len(b.slicesOf[s.Key()]) > 0) {
 					stale[s.Key()] = true
 				}
 			}
@@ -301,7 +382,7 @@ func (b *Builder) regather(w, prev *World, pods map[config.Key]*Workload, d *Del
 		if s == nil {
 			delete(next.byService, k)
 		} else {
-			fresh = gather(s, w.workloads.byNamespace[s.Namespace], w.mesh.TrustDomain)
+			fresh = b.gather(s, w)
 			next.byService[k] = fresh
 		}
 		ports := changedPorts(old, fresh)

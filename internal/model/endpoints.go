@@ -3,6 +3,7 @@ package model
 import (
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 )
@@ -15,6 +16,8 @@ type Endpoint struct {
 	Name    string
 	Port    uint16
 	Weight  uint32
+	// Draining endpoints finish what they have and get nothing new.
+	Draining bool
 }
 
 // ServiceEndpoints is what answers for one service.
@@ -43,7 +46,7 @@ func gather(s *Service, workloads []*Workload, trustDomain string) *ServiceEndpo
 			accounts[id] = true
 		}
 		if e.Port != 0 && (wl.Ready || s.NotReady) {
-			e.Workload = wl
+			e.Workload, e.Draining = wl, wl.Draining
 			out.ByPort[p.Number] = append(out.ByPort[p.Number], &e)
 		}
 	}
@@ -65,6 +68,12 @@ func gather(s *Service, workloads []*Workload, trustDomain string) *ServiceEndpo
 			add(f.Workload, p, e)
 		}
 	}
+	out.seal(accounts)
+	return out
+}
+
+// seal puts everything in order.
+func (out *ServiceEndpoints) seal(accounts map[string]bool) {
 	for _, list := range out.ByPort {
 		slices.SortStableFunc(list, func(a, b *Endpoint) int {
 			if c := a.Address.Compare(b.Address); c != 0 {
@@ -77,7 +86,6 @@ func gather(s *Service, workloads []*Workload, trustDomain string) *ServiceEndpo
 		})
 	}
 	out.Accounts = slices.Sorted(maps.Keys(accounts))
-	return out
 }
 
 // changedPorts returns the ports whose endpoints differ.
@@ -98,5 +106,6 @@ func changedPorts(a, b *ServiceEndpoints) []uint16 {
 }
 
 func sameEndpoint(a, b *Endpoint) bool {
-	return a.Workload == b.Workload && a.Address == b.Address && a.Name == b.Name && a.Port == b.Port && a.Weight == b.Weight
+	return (a.Workload == b.Workload || a.Workload.fixed && b.Workload.fixed && reflect.DeepEqual(a.Workload, b.Workload)) && a.Address == b.Address && a.Name == b.Name && a.Port == b.Port && a.Weight == b.Weight &&
+		a.Draining == b.Draining
 }

@@ -31,9 +31,10 @@ type Mesh struct {
 	Print Print
 }
 
-// meshConfigMap is where MeshConfig lives. The namespace is fixed: it is where
-// one learns what the root namespace is.
-var meshConfigMap = config.Key{Kind: config.ConfigMap, Namespace: "istio-system", Name: "istio"}
+// meshConfig is where MeshConfig lives.
+func (o Options) meshConfig() config.Key {
+	return config.Key{Kind: config.ConfigMap, Namespace: o.RootNamespace, Name: o.MeshConfig}
+}
 
 // connectTimeout is MeshConfig's default.
 const connectTimeout = 10 * time.Second

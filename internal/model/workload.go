@@ -31,6 +31,8 @@ type Workload struct {
 	// MTLS says that a sidecar stands before the workload.
 	MTLS     bool
 	Locality Locality
+	// Node is what the pod runs on.
+	Node string
 
 	// App is the name that metrics show: of the Deployment, not of the pod.
 	App               string
@@ -54,7 +56,7 @@ func (wl *Workload) Identity(trustDomain string) string {
 }
 
 func (wl *Workload) print(p *Printer) {
-	p.Text(wl.Name, wl.Namespace, wl.ServiceAccount, wl.Hostname, wl.Subdomain, wl.App, wl.CanonicalName, wl.CanonicalRevision, wl.ClusterID)
+	p.Text(wl.Name, wl.Namespace, wl.Node, wl.ServiceAccount, wl.Hostname, wl.Subdomain, wl.App, wl.CanonicalName, wl.CanonicalRevision, wl.ClusterID)
 	p.Text(wl.Locality.Region, wl.Locality.Zone, wl.Locality.SubZone)
 	p.Number(uint64(len(wl.IPs)))
 	for _, ip := range wl.IPs {
@@ -84,11 +86,11 @@ const (
 	localityLabel = "istio-locality"
 )
 
-// fromPod converts a pod. Pods that have no address yet, that have ended, or
-// that share their node's network are no workloads, and give nil.
+// fromPod converts a pod. Pods that have no address yet, or that have ended, are
+// no workloads, and give nil.
 func fromPod(o *config.Object, opts Options) *Workload {
 	in := o.Spec.(*corev1.Pod)
-	if in.Spec.HostNetwork || in.Status.Phase == corev1.PodSucceeded || in.Status.Phase == corev1.PodFailed {
+	if in.Status.Phase == corev1.PodSucceeded || in.Status.Phase == corev1.PodFailed {
 		return nil
 	}
 	wl := &Workload{
@@ -97,6 +99,7 @@ func fromPod(o *config.Object, opts Options) *Workload {
 		ServiceAccount: or(in.Spec.ServiceAccountName, "default"),
 		Hostname:       in.Spec.Hostname,
 		Subdomain:      in.Spec.Subdomain,
+		Node:           in.Spec.NodeName,
 		Draining:       in.DeletionTimestamp != nil,
 		ClusterID:      opts.ClusterID,
 		App:            controller(o.Name, o.Labels, in),
@@ -126,11 +129,6 @@ func fromPod(o *config.Object, opts Options) *Workload {
 				wl.Ports[p.Name] = uint16(p.ContainerPort)
 			}
 		}
-	}
-	if l := o.Labels[localityLabel]; l != "" {
-		wl.Locality = parseLocality(strings.ReplaceAll(l, ".", "/"))
-	} else {
-		wl.Locality = Locality{o.Labels["topology.kubernetes.io/region"], o.Labels["topology.kubernetes.io/zone"], o.Labels["topology.istio.io/subzone"]}
 	}
 	wl.CanonicalName, wl.CanonicalRevision = identity.Canonical(o.Labels, wl.App)
 	return wl

@@ -44,10 +44,10 @@ func undecoded() []*Kind {
 		}
 	}
 	add("", "v1", "Endpoints", "Event", "LimitRange", "PersistentVolumeClaim", "PodTemplate", "ReplicationController", "ResourceQuota",
-		"Binding", "Node", "PersistentVolume", "ComponentStatus")
+		"Binding", "PersistentVolume", "ComponentStatus")
 	for _, k := range out {
 		switch k.Name {
-		case "Node", "PersistentVolume", "ComponentStatus":
+		case "PersistentVolume", "ComponentStatus":
 			k.Namespaced = false
 		}
 	}

@@ -161,6 +161,7 @@ var meshConfig = sync.OnceValue(func() *Kind {
 	k := &Kind{
 		Name: "MeshConfig",
 		Acted: []string{
+			"discoverySelectors",
 			"trustDomain", "trustDomainAliases", "rootNamespace", "enableAutoMtls",
 			"outboundTrafficPolicy.mode=ALLOW_ANY|REGISTRY_ONLY",
 			"accessLogFile", "connectTimeout", "protocolDetectionTimeout",

@@ -5,6 +5,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 )
 
 func kubernetes() []*Kind {
@@ -38,6 +39,23 @@ func kubernetes() []*Kind {
 			New:   func() any { return &corev1.Pod{} },
 			Acted: podActed("spec"),
 			Quiet: podQuiet("spec"),
+		},
+		{
+			Name: "Node", Plural: "nodes", Short: []string{"no"}, Versions: v1,
+			New:   func() any { return &corev1.Node{} },
+			Quiet: []Quiet{{"a node's labels place its pods; the rest is the cluster's matter", []string{"spec"}}},
+		},
+		{
+			Group: "discovery.k8s.io", Name: "EndpointSlice", Plural: "endpointslices", Versions: v1, Namespaced: true,
+			New: func() any { return &discoveryv1.EndpointSlice{} },
+			Acted: slices.Concat(
+				[]string{"addressType=IPv4|IPv6", "ports"},
+				under("endpoints[]", "addresses", "conditions", "targetRef", "nodeName", "zone"),
+			),
+			Quiet: []Quiet{
+				{"what a pod is called is read from the pod", []string{"endpoints[].hostname"}},
+				{"a hint to kube-proxy; who is near is what localities say", []string{"endpoints[].hints"}},
+			},
 		},
 		{
 			Group: "apps", Name: "Deployment", Plural: "deployments", Short: []string{"deploy"}, Versions: v1, Namespaced: true,

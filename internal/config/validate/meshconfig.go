@@ -19,7 +19,8 @@ const (
 // meshConfig checks the ConfigMap that holds the mesh's configuration. Others
 // hold what only their readers know.
 func (c *checker) meshConfig() {
-	if c.o.Namespace != meshNamespace || c.o.Name != meshName {
+	revisioned := strings.HasPrefix(c.o.Name, meshName+"-")
+	if c.o.Name != meshName && !revisioned || c.o.Namespace != meshNamespace && !revisioned {
 		return
 	}
 	m, faults := config.MeshConfig(c.o)
