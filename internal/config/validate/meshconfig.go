@@ -10,9 +10,11 @@ import (
 	"github.com/heddle-mesh/heddle/internal/config"
 )
 
-// meshNamespace and meshName are where the mesh's configuration lives.
+// MeshNamespace and meshName are where the mesh's configuration lives, unless
+// there are several revisions of the control plane: then a hyphen and the
+// revision follow.
 const (
-	meshNamespace = "istio-system"
+	MeshNamespace = "istio-system"
 	meshName      = "istio"
 )
 
@@ -20,7 +22,7 @@ const (
 // hold what only their readers know.
 func (c *checker) meshConfig() {
 	revisioned := strings.HasPrefix(c.o.Name, meshName+"-")
-	if c.o.Name != meshName && !revisioned || c.o.Namespace != meshNamespace && !revisioned {
+	if c.o.Name != meshName && !revisioned || c.o.Namespace != MeshNamespace && !revisioned {
 		return
 	}
 	m, faults := config.MeshConfig(c.o)
