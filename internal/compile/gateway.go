@@ -20,6 +20,7 @@ type edge struct {
 	labels   map[string]string
 	servers  []server
 	virtuals map[string][]*model.VirtualService // by gateway, oldest first
+	access   access
 	print    model.Print
 }
 
@@ -72,7 +73,7 @@ const disableTranslationLabel = "experimental.istio.io/disable-gateway-port-tran
 
 func edgeOf(w *model.World, p *Proxy) *edge {
 	wl := self(w, p)
-	e := &edge{mesh: w.Mesh(), labels: wl.Labels, virtuals: map[string][]*model.VirtualService{}}
+	e := &edge{mesh: w.Mesh(), labels: wl.Labels, virtuals: map[string][]*model.VirtualService{}, access: accessOf(w, wl)}
 	if e.labels == nil {
 		e.labels = map[string]string{}
 	}
@@ -141,6 +142,7 @@ func (e *edge) seal() {
 			p.Print(v.Print)
 		}
 	}
+	e.access.seal(p)
 	e.print = p.Sum()
 }
 
@@ -189,6 +191,7 @@ func (v *View) gatewayPlan() *plan.Plan {
 				return chains
 			})
 		}
+		v.edge.access.guard(l.Chains)
 		if len(l.Chains) > 0 {
 			p.Listeners = append(p.Listeners, l)
 		}

@@ -12,12 +12,13 @@ import (
 // inbound is the half of a sidecar's view that belongs to its own workload: the
 // ports it serves and what it demands of callers.
 type inbound struct {
-	mesh  *model.Mesh
-	http2 bool
-	local netip.Addr // source of connections to the workload
-	ports []served   // by target
-	mtls  model.MTLS
-	print model.Print
+	mesh   *model.Mesh
+	http2  bool
+	local  netip.Addr // source of connections to the workload
+	ports  []served   // by target
+	mtls   model.MTLS
+	access access
+	print  model.Print
 }
 
 // served is one port of the workload.
@@ -32,10 +33,11 @@ type served struct {
 func inboundOf(w *model.World, p *Proxy, s *scope) *inbound {
 	wl := self(w, p)
 	in := &inbound{
-		mesh:  w.Mesh(),
-		http2: p.HTTP2,
-		local: loopback(wl.IPs),
-		mtls:  w.MTLS(wl.Namespace, wl.Labels),
+		mesh:   w.Mesh(),
+		http2:  p.HTTP2,
+		local:  loopback(wl.IPs),
+		mtls:   w.MTLS(wl.Namespace, wl.Labels),
+		access: accessOf(w, wl),
 	}
 	for _, i := range w.InstancesOf(wl) {
 		if slices.ContainsFunc(in.ports, func(s served) bool { return s.target == i.Target }) {
@@ -68,6 +70,7 @@ func (in *inbound) seal() {
 		p.Number(uint64(s.port.Number)<<32 | uint64(s.target)<<8 | uint64(s.port.Protocol))
 		s.pool.print(p)
 	}
+	in.access.seal(p)
 	in.print = p.Sum()
 }
 
@@ -106,6 +109,7 @@ func (in *inbound) listener() *plan.Listener {
 		}
 	}
 	l.Chains = append(l.Chains, in.chains(0, asAuto, in.mtls.Mode, nil)...)
+	in.access.guard(l.Chains[1:])
 	return l
 }
 

@@ -38,11 +38,14 @@ var (
 	EndpointSlice  = Kind{"discovery.k8s.io", "EndpointSlice"}
 	Deployment     = Kind{"apps", "Deployment"}
 
-	VirtualService     = Kind{"networking.istio.io", "VirtualService"}
-	DestinationRule    = Kind{"networking.istio.io", "DestinationRule"}
-	Gateway            = Kind{"networking.istio.io", "Gateway"}
-	ServiceEntry       = Kind{"networking.istio.io", "ServiceEntry"}
-	PeerAuthentication = Kind{"security.istio.io", "PeerAuthentication"}
+	VirtualService  = Kind{"networking.istio.io", "VirtualService"}
+	DestinationRule = Kind{"networking.istio.io", "DestinationRule"}
+	Gateway         = Kind{"networking.istio.io", "Gateway"}
+	ServiceEntry    = Kind{"networking.istio.io", "ServiceEntry"}
+
+	PeerAuthentication    = Kind{"security.istio.io", "PeerAuthentication"}
+	RequestAuthentication = Kind{"security.istio.io", "RequestAuthentication"}
+	AuthorizationPolicy   = Kind{"security.istio.io", "AuthorizationPolicy"}
 )
 
 // Key identifies an object in a mesh.

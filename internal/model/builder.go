@@ -124,6 +124,7 @@ func (b *Builder) Apply(batches ...config.Batch) (*World, Delta) {
 	w := &World{
 		opts: b.opts, mesh: prev.mesh, services: prev.services, workloads: prev.workloads, endpoints: prev.endpoints,
 		virtuals: prev.virtuals, rules: prev.rules, gateways: prev.gateways, auth: prev.auth,
+		authz: prev.authz, requests: prev.requests,
 	}
 	if dirty[config.ConfigMap] {
 		b.remesh(w, dirty)
@@ -155,6 +156,14 @@ func (b *Builder) Apply(batches ...config.Batch) (*World, Delta) {
 		w.auth = newAuthentication(ordered(b, config.PeerAuthentication, fromPeerAuthentication,
 			func(p *peerAuthentication) Meta { return p.Meta }), w.mesh.RootNamespace)
 	}
+	if dirty[config.AuthorizationPolicy] {
+		of := func(p *AuthorizationPolicy) Meta { return p.Meta }
+		w.authz = byNamespace(ordered(b, config.AuthorizationPolicy, fromAuthorizationPolicy, of), of)
+	}
+	if dirty[config.RequestAuthentication] {
+		of := func(p *RequestAuthentication) Meta { return p.Meta }
+		w.requests = byNamespace(ordered(b, config.RequestAuthentication, fromRequestAuthentication, of), of)
+	}
 	var d Delta
 	for _, k := range compiled {
 		d.Config = d.Config || dirty[k]
@@ -180,6 +189,7 @@ func (b *Builder) Apply(batches ...config.Batch) (*World, Delta) {
 var compiled = []config.Kind{
 	config.ConfigMap, config.Service, config.ServiceEntry, config.VirtualService,
 	config.DestinationRule, config.Gateway, config.PeerAuthentication,
+	config.AuthorizationPolicy, config.RequestAuthentication,
 }
 
 // store keeps or forgets an object and reports whether that changed anything.

@@ -33,6 +33,8 @@ type World struct {
 	rules     *destinationRules
 	gateways  []*Gateway
 	auth      *authentication
+	authz     map[string][]*AuthorizationPolicy   // by namespace, oldest first
+	requests  map[string][]*RequestAuthentication // likewise
 
 	memo sync.Map // of *memo, see Memo
 }

@@ -131,6 +131,8 @@ type HTTPChain struct {
 	AccessLog string
 	// Metrics turns Istio's standard metrics on.
 	Metrics bool
+	// RBAC decides who may do what, in order.
+	RBAC []*RBAC
 }
 
 // ClientCertMode is how x-forwarded-client-cert is treated; names as Envoy's.
@@ -154,6 +156,8 @@ type TCPChain struct {
 	// PeerExchange asks for Istio's metadata exchange when the ALPN
 	// "istio-peer-exchange" was agreed on.
 	PeerExchange bool
+	// RBAC decides who may connect, in order.
+	RBAC []*RBAC
 }
 
 // WeightedCluster is one share of a split. Weights are relative; a single

@@ -114,6 +114,11 @@ func (c *FilterChain) text(b *strings.Builder, word string) {
 		w.addIf(!c.TCP.Metrics, "no-metrics")
 	}
 	b.WriteString("  " + w.String() + "\n")
+	if c.HTTP != nil {
+		rbacText(b, "    ", c.HTTP.RBAC)
+	} else if c.TCP != nil {
+		rbacText(b, "    ", c.TCP.RBAC)
+	}
 	if c.HTTP != nil && c.HTTP.Inline != nil {
 		c.HTTP.Inline.text(b, "    ")
 	}

@@ -107,6 +107,11 @@ func (l *Listener) Validate() error {
 			if err := validShares(c.TCP.Clusters); err != nil {
 				fail("chain %d: %w", i, err)
 			}
+			for _, rbac := range c.TCP.RBAC {
+				if err := rbac.Validate(); err != nil {
+					fail("chain %d: %w", i, err)
+				}
+			}
 		}
 		if h := c.HTTP; h != nil {
 			if (h.RouteName == "") == (h.Inline == nil) {
@@ -114,6 +119,11 @@ func (l *Listener) Validate() error {
 			}
 			if h.Inline != nil {
 				errs = append(errs, h.Inline.Validate())
+			}
+			for _, rbac := range h.RBAC {
+				if err := rbac.Validate(); err != nil {
+					fail("chain %d: %w", i, err)
+				}
 			}
 		}
 		if !l.Inspect.TLS && (len(c.Match.ServerNames) > 0 || c.Match.Transport != AnyTransport) {

@@ -80,9 +80,10 @@ func istio() []*Kind {
 
 		{
 			Group: securityGroup, Name: "AuthorizationPolicy", Plural: "authorizationpolicies", Short: []string{"ap"},
-			Versions: []string{"v1", "v1beta1"}, Namespaced: true, Guard: true,
-			New:   func() any { return &securityv1beta1.AuthorizationPolicy{} },
-			Inert: "requests that it would deny are let through",
+			Versions: []string{"v1", "v1beta1"}, Namespaced: true,
+			New:    func() any { return &securityv1beta1.AuthorizationPolicy{} },
+			Acted:  under("spec", "selector", "targetRef", "targetRefs", "rules", "action=ALLOW|DENY|AUDIT"),
+			Guards: []string{"spec"},
 		},
 		{
 			Group: securityGroup, Name: "RequestAuthentication", Plural: "requestauthentications", Short: []string{"ra"},
