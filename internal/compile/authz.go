@@ -240,9 +240,9 @@ func (m *ruleMaker) when(w *security.Condition, to, from *plan.Conditions) {
 	case "request.auth.principal":
 		m.texts(from, plan.AttrRequestPrincipal, "", values, not, oneMatch)
 	case "request.auth.audiences":
-		m.texts(from, plan.AttrAudiences, "", values, not, oneMatch)
+		m.texts(from, plan.AttrClaim, "aud", values, not, oneMatch)
 	case "request.auth.presenter":
-		m.texts(from, plan.AttrPresenter, "", values, not, oneMatch)
+		m.texts(from, plan.AttrClaim, "azp", values, not, oneMatch)
 	case "destination.ip":
 		m.nets(to, plan.AttrDestinationIP, values, not)
 	case "destination.port":

@@ -35,6 +35,9 @@ func httpFilters(c *plan.HTTPChain, direction plan.Direction, forGRPC bool) []*h
 		// one tells HTTP from bytes.
 		add("istio.alpn", typedStruct("type.googleapis.com/istio.envoy.config.filter.http.alpn_filter.v2alpha1.FilterConfig", alpnOverrides()))
 	}
+	for _, r := range c.RBAC {
+		add("envoy.filters.http.rbac", httpRBAC(r))
+	}
 	add("envoy.filters.http.fault", &faultv3.HTTPFault{})
 	add("envoy.filters.http.cors", &corsv3.Cors{})
 	if c.Metrics {

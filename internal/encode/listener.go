@@ -98,6 +98,9 @@ func filterChain(c *plan.FilterChain, direction plan.Direction, forGRPC bool) *l
 	case c.HTTP != nil:
 		out.Filters = append(out.Filters, networkFilter("envoy.filters.network.http_connection_manager", httpManager(c.HTTP, direction, forGRPC)))
 	case c.TCP != nil:
+		for _, r := range c.TCP.RBAC {
+			out.Filters = append(out.Filters, networkFilter("envoy.filters.network.rbac", networkRBAC(r)))
+		}
 		if c.TCP.PeerExchange {
 			out.Filters = append(out.Filters, networkFilter("istio.metadata_exchange",
 				typedStruct("type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange", fields{

@@ -235,6 +235,7 @@ func genChain(t *rapid.T) *plan.FilterChain {
 	c.TCP = &plan.TCPChain{
 		StatPrefix: maybe(t, "stat", text), Clusters: genSplit(t, false), IdleTimeout: maybe(t, "idle", span),
 		AccessLog: maybe(t, "log", text), Metrics: flag(t), PeerExchange: flag(t),
+		RBAC: plan.ForBytes(list(t, "rbac", 2, genRBAC)),
 	}
 	return c
 }
@@ -244,12 +245,80 @@ func genHTTPChain(t *rapid.T) *plan.HTTPChain {
 		StatPrefix:        maybe(t, "stat", text),
 		ForwardClientCert: plan.ClientCertMode(rapid.IntRange(0, 4).Draw(t, "xfcc")),
 		UseRemoteAddress:  flag(t), AccessLog: maybe(t, "log", text), Metrics: flag(t),
+		RBAC: list(t, "rbac", 3, genRBAC),
 	}
 	if flag(t) {
 		c.RouteName = text(t)
 	} else {
 		c.Inline = genRouteConfig(t)
 	}
+	return c
+}
+
+func genRBAC(t *rapid.T) *plan.RBAC {
+	r := &plan.RBAC{
+		Action:   rapid.SampledFrom([]plan.RBACAction{plan.Allow, plan.Deny, plan.Audit}).Draw(t, "action"),
+		Enforced: flag(t),
+	}
+	r.DryRun = !r.Enforced || flag(t)
+	rules := func() (out []*plan.RBACRule) {
+		for i := range rapid.IntRange(0, 3).Draw(t, "rules") {
+			out = append(out, &plan.RBACRule{Name: fmt.Sprintf("%d-%s", i, text(t)),
+				To: list(t, "to", 2, func(t *rapid.T) plan.Conditions {
+					return some(t, "conditions", 3, func(t *rapid.T) plan.Condition { return genCondition(t, false) })
+				}),
+				From: list(t, "from", 2, func(t *rapid.T) plan.Conditions {
+					return some(t, "conditions", 3, func(t *rapid.T) plan.Condition { return genCondition(t, true) })
+				}),
+			})
+		}
+		return out
+	}
+	if r.Enforced {
+		r.Rules = rules()
+	}
+	if r.DryRun {
+		r.Shadow = rules()
+	}
+	return r
+}
+
+func genCondition(t *rapid.T, from bool) plan.Condition {
+	attr := plan.Attribute(rapid.IntRange(0, int(plan.AttrMetadata)).Filter(func(i int) bool {
+		return plan.Attribute(i).OfSource() == from
+	}).Draw(t, "attribute"))
+	c := plan.Condition{Attr: attr, Not: flag(t)}
+	kinds := []plan.StringKind{plan.StringPresent, plan.StringExact, plan.StringPrefix, plan.StringSuffix, plan.StringContains}
+	value := func(t *rapid.T) string { return text(t) }
+	switch attr {
+	case plan.AttrSourceIP, plan.AttrRemoteIP, plan.AttrDestinationIP:
+		c.Nets = some(t, "nets", 2, func(t *rapid.T) netip.Prefix {
+			a := addr(t)
+			return netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")).Masked()
+		})
+		return c
+	case plan.AttrDestinationPort:
+		c.Ports = some(t, "ports", 2, port)
+		return c
+	case plan.AttrHeader:
+		c.Key = text(t)
+	case plan.AttrClaim:
+		c.Key = strings.Join(some(t, "claim", 3, text), "\x00")
+	case plan.AttrMetadata:
+		c.Key = text(t) + "\x00" + text(t)
+	case plan.AttrPath:
+		kinds = append(kinds, plan.StringTemplate)
+	case plan.AttrRequestPrincipal:
+		kinds = kinds[:4] // an issuer's URL and a subject, or parts of them
+		value = func(t *rapid.T) string { return "https://" + text(t) + "/" + text(t) }
+	}
+	c.Texts = some(t, "texts", 3, func(t *rapid.T) plan.TextMatch {
+		m := plan.TextMatch{Kind: rapid.SampledFrom(kinds).Draw(t, "kind")}
+		if m.Kind != plan.StringPresent {
+			m.Value = value(t)
+		}
+		return m
+	})
 	return c
 }
 

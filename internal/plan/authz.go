@@ -79,9 +79,7 @@ const (
 	AttrPath // without query, in canonical form
 	AttrHeader
 	AttrRequestPrincipal // "ISSUER/SUBJECT" of a verified token
-	AttrAudiences        // of the token
-	AttrPresenter        // of the token
-	AttrClaim            // of the token
+	AttrClaim            // of the token: a text, or any text of a list
 	// AttrMetadata is what Envoy filters that this proxy does not have would set.
 	AttrMetadata
 	attrEnd
@@ -93,7 +91,7 @@ func (a Attribute) OfRequest() bool { return a >= AttrHost }
 // OfSource reports whether conditions on the attribute stand in From.
 func (a Attribute) OfSource() bool {
 	switch a {
-	case AttrPrincipal, AttrSourceIP, AttrRemoteIP, AttrHeader, AttrRequestPrincipal, AttrAudiences, AttrPresenter, AttrClaim:
+	case AttrPrincipal, AttrSourceIP, AttrRemoteIP, AttrHeader, AttrRequestPrincipal, AttrClaim:
 		return true
 	}
 	return false
@@ -200,7 +198,7 @@ func (a RBACAction) String() string { return [...]string{"allow", "deny", "audit
 
 func (a Attribute) String() string {
 	return [...]string{"principal", "ip", "remote-ip", "to-ip", "port", "sni",
-		"host", "method", "path", "header", "request-principal", "audience", "presenter", "claim", "metadata"}[a]
+		"host", "method", "path", "header", "request-principal", "claim", "metadata"}[a]
 }
 
 // rbacText writes a block of lines, one for each rule.

@@ -19,7 +19,7 @@ import (
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
-	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
+	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/local_ratelimit/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/raw_buffer/v3"
 )
 
@@ -63,6 +63,12 @@ func routeWith(route string) string {
 
 // TestWhatIsRefused holds that nothing which would change traffic is passed
 // over, and that the error says which resource and field.
+// rbacJSON is a network filter with one policy.
+func rbacJSON(permission, principal string) string {
+	return `{"name":"rbac","typed_config":{"@type":"type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC","rules":{"action":"DENY","policies":{"p":{"permissions":[` +
+		permission + `],"principals":[` + principal + `]}}}}}`
+}
+
 func TestWhatIsRefused(t *testing.T) {
 	for name, c := range map[string]struct{ typ, json, want string }{
 		"listener without name": {ListenerType, `{` + addrJSON + `,"filter_chains":[{"filters":[` + tcpJSON + `]}]}`,
@@ -87,8 +93,16 @@ func TestWhatIsRefused(t *testing.T) {
 			`filter_chains[0].filter_chain_match.source_ports: is not supported`},
 		"chain for QUIC": {ListenerType, `{"name":"l",` + addrJSON + `,"filter_chains":[{"filter_chain_match":{"transport_protocol":"quic"},"filters":[` + tcpJSON + `]}]}`,
 			`transport_protocol: "quic" is not supported`},
-		"network filter that denies": {ListenerType, listenerWith(`{"name":"rbac","typed_config":{"@type":"type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC","stat_prefix":"x"}},` + tcpJSON),
-			`filter_chains[0].filters[0]: filter "rbac"`},
+		"network filter that denies": {ListenerType, listenerWith(`{"name":"limit","typed_config":{"@type":"type.googleapis.com/envoy.extensions.filters.network.local_ratelimit.v3.LocalRateLimit","stat_prefix":"x"}},` + tcpJSON),
+			`filter_chains[0].filters[0]: filter "limit"`},
+		"rule by a matcher": {ListenerType, listenerWith(rbacJSON(`{"url_path":{"path":{"safe_regex":{"regex":"/a|/b"}}}}`, `{"any":true}`) + `,` + tcpJSON),
+			`policies[p].permissions[0].rules[0].url_path: the regular expression "/a|/b" is not supported here`},
+		"rule on several attributes at once": {ListenerType, listenerWith(rbacJSON(`{"or_rules":{"rules":[{"destination_port":1},{"destination_ip":{"address_prefix":"1.1.1.1","prefix_len":32}}]}}`, `{"any":true}`) + `,` + tcpJSON),
+			`mixes conditions on port and to-ip`},
+		"rule for foreign state": {ListenerType, listenerWith(rbacJSON(`{"any":true}`, `{"filter_state":{"key":"x","string_match":{"exact":"a"}}}`) + `,` + tcpJSON),
+			`filter state "x" is not supported`},
+		"rule without principals": {ListenerType, listenerWith(rbacJSON(`{"any":true}`, ``) + `,` + tcpJSON),
+			`has no permissions or no principals`},
 		"chain without end": {ListenerType, listenerWith(``), `end in neither http_connection_manager nor tcp_proxy`},
 		"filter behind the end": {ListenerType, listenerWith(tcpJSON + `,` + tcpJSON),
 			`filters[1]: stands behind the filter that ends the chain`},

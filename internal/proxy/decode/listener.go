@@ -14,6 +14,7 @@ import (
 	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
 	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	netrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -215,6 +216,9 @@ func (r *reader) filterChain(path string, m *listenerv3.FilterChain) *plan.Filte
 		r.fail(join(path, "filters"), "end in neither http_connection_manager nor tcp_proxy")
 	}
 	if c.HTTP != nil {
+		if c.TCP != nil && len(c.TCP.RBAC) > 0 {
+			r.fail(join(path, "filters"), "have rules for bytes in front of HTTP")
+		}
 		c.TCP = nil // Istio's filters for bytes do nothing in front of HTTP
 	}
 	return c
@@ -238,6 +242,11 @@ func (r *reader) networkFilter(path string, f *listenerv3.Filter, c *plan.Filter
 		m := &tcpproxyv3.TcpProxy{}
 		if r.unpack(path, typed, m) {
 			r.tcpChain(path, m, tcp())
+		}
+	case "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC":
+		m := &netrbacv3.RBAC{}
+		if r.unpack(path, typed, m) {
+			tcp().RBAC = append(tcp().RBAC, r.networkRBAC(path, m))
 		}
 	case "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange":
 		tcp().PeerExchange = true
