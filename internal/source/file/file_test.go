@@ -451,27 +451,27 @@ func TestObjectInTwoFiles(t *testing.T) {
 
 func TestWarningsAreSaidOnce(t *testing.T) {
 	dir := t.TempDir()
-	policy := func(path string) string {
-		return "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: default}\n" +
-			"spec: {rules: [{to: [{operation: {paths: [" + path + "]}}]}]}\n"
+	plugin := func(path string) string {
+		return "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {name: p, namespace: default}\n" +
+			"spec: {url: 'file:///opt" + path + "'}\n"
 	}
-	overwrite(t, filepath.Join(dir, "p.yaml"), policy("/a"))
+	overwrite(t, filepath.Join(dir, "p.yaml"), plugin("/a"))
 	r := follow(t, Config{Paths: []string{dir}})
-	r.complaints("NOT ENFORCED")
+	r.complaints("not acted on yet")
 	r.next()
 	overwrite(t, filepath.Join(dir, "a.yaml"), namespace("a"))
 	r.next()
 	// Another place, the same object.
-	replace(t, filepath.Join(dir, "p.yaml"), "\n\n"+policy("/a"))
+	replace(t, filepath.Join(dir, "p.yaml"), "\n\n"+plugin("/a"))
 	if got := r.next(); got != "+p" {
 		t.Errorf("batch: %s", got)
 	}
 	if len(r.faults) > 0 {
 		t.Errorf("said again: %s", text(<-r.faults))
 	}
-	overwrite(t, filepath.Join(dir, "p.yaml"), policy("/b"))
+	overwrite(t, filepath.Join(dir, "p.yaml"), plugin("/b"))
 	r.next()
-	r.complaints("NOT ENFORCED")
+	r.complaints("not acted on yet")
 }
 
 func TestCreatedOrder(t *testing.T) {
