@@ -140,6 +140,8 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	look := &pages{cfg, reg, xds}
+	xds.SetDebugger(toolsNamespace, look.answer)
 	plain := newGRPC()
 	xds.Register(plain, nil)
 	secure, err := secureServer(cfg, reg, xds)
@@ -158,7 +160,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go("xds", xds.Run)
 	g.Go("plain", serveGRPC(plain, doors.plain))
 	g.Go("tls", serveGRPC(secure, doors.tls))
-	g.Go("http", serveHTTP(newPages(cfg, reg, xds), doors.http))
+	g.Go("http", serveHTTP(look.handler(), doors.http))
 
 	at := doors.addresses()
 	cfg.Log.Info("control plane serves", "plain", at.Plain, "tls", at.TLS, "http", at.HTTP)

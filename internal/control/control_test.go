@@ -12,18 +12,23 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	adminv3 "github.com/envoyproxy/go-control-plane/envoy/admin/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	statusv3 "github.com/envoyproxy/go-control-plane/envoy/service/status/v3"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/heddle-mesh/heddle/internal/control"
@@ -435,6 +440,22 @@ func TestWhoMayConnect(t *testing.T) {
 		}
 		conn.Close()
 	}
+	// A proxy may not look at what others are told.
+	tool, err := dial(nil, token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tool.Close()
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(tool).StreamAggregatedResources(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&discoveryv3.DiscoveryRequest{TypeUrl: "istio.io/debug/syncz"}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := stream.Recv(); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("a workload's look at all proxies: %v, %v", r, err)
+	}
 	if _, body := p.get("/metrics"); !strings.Contains(body, "citadel_server_success_cert_issuance_count 1\n") {
 		t.Errorf("metrics do not count the certificate:\n%s", body)
 	}
@@ -506,6 +527,67 @@ stringData: {password: do-not-tell}
 	})
 	if code, _ := p.get("/debug/config_dump?proxyID=nobody.default"); code != http.StatusNotFound {
 		t.Errorf("dump of nobody: status %d", code)
+	}
+}
+
+// Istio's own tools ask over the xDS port.
+func TestToolsAreAnsweredOverXDS(t *testing.T) {
+	p := start(t, mesh+toV1)
+	s := connect(t, node("reviews-v1", map[string]any{"CLUSTER_ID": "Kubernetes", "ISTIO_VERSION": "1.2.3"}), "", p.plain)
+	s.until("all is there", func(st *decode.State) bool { return st.Warm })
+	conn, err := p.plain()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ask := func(typeURL string, names ...string) (*discoveryv3.DiscoveryResponse, error) {
+		ctx, stop := context.WithTimeout(t.Context(), 10*time.Second)
+		defer stop()
+		stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).StreamAggregatedResources(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if err := stream.Send(&discoveryv3.DiscoveryRequest{TypeUrl: typeURL, ResourceNames: names, Node: &corev3.Node{Id: "tool"}}); err != nil {
+			return nil, err
+		}
+		return stream.Recv()
+	}
+	eventually(t, "the proxy is synced", func() bool {
+		r, err := ask("istio.io/debug/syncz")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var one statusv3.ClientConfig
+		if len(r.Resources) != 1 || r.Resources[0].UnmarshalTo(&one) != nil {
+			t.Fatalf("%v", r)
+		}
+		meta := one.Node.Metadata.AsMap()
+		if one.Node.Id != "reviews-v1.default" || meta["CLUSTER_ID"] != "Kubernetes" || meta["ISTIO_VERSION"] != "1.2.3" || meta["NAMESPACE"] != "default" {
+			t.Fatalf("node %v", one.Node)
+		}
+		if !strings.Contains(r.ControlPlane.GetIdentifier(), `"Component":"istiod"`) || !strings.Contains(r.ControlPlane.GetIdentifier(), `"version":"test"`) {
+			t.Fatalf("identifier %v", r.ControlPlane)
+		}
+		synced := 0
+		for _, c := range one.GenericXdsConfigs {
+			if c.ConfigStatus == statusv3.ConfigStatus_SYNCED {
+				synced++
+			}
+		}
+		return synced == len(one.GenericXdsConfigs) && synced >= 4
+	})
+	r, err := ask("istio.io/debug/config_dump", "reviews-v1.default")
+	if err != nil || len(r.Resources) < 4 || !slices.ContainsFunc(r.Resources, func(a *anypb.Any) bool { return a.MessageIs(&adminv3.ClustersConfigDump{}) }) {
+		t.Errorf("dump %v, %v", r, err)
+	}
+	r, err = ask("istio.io/debug", "registryz")
+	if err != nil || len(r.Resources) != 1 || !strings.Contains(string(r.Resources[0].Value), "reviews.default.svc.cluster.local") {
+		t.Errorf("page %v, %v", r, err)
+	}
+	for typeURL, name := range map[string]string{"istio.io/debug": "nothing", "istio.io/debug/config_dump": "nobody.default", "istio.io/debug/else": ""} {
+		if r, err := ask(typeURL, name); status.Code(err) != codes.NotFound {
+			t.Errorf("%s %q: %v, %v", typeURL, name, r, err)
+		}
 	}
 }
 

@@ -27,24 +27,28 @@ type pages struct {
 	xds *server.Server
 }
 
-// newPages returns the handler of the HTTP port. Paths and forms are Istio's
-// where it has them.
-func newPages(cfg Config, reg *register, xds *server.Server) http.Handler {
-	p := &pages{cfg, reg, xds}
+// handler returns the handler of the HTTP port. Paths and forms are Istio's where
+// it has them.
+func (p *pages) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", p.metrics)
 	mux.HandleFunc("GET /version", p.version)
 	mux.HandleFunc("GET /ready", p.ready)
-	for path, page := range map[string]http.HandlerFunc{
+	for path, page := range p.debugPages() {
+		mux.HandleFunc("GET /debug/"+path, p.local(page))
+	}
+	return mux
+}
+
+// debugPages are the pages below /debug/.
+func (p *pages) debugPages() map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{
 		"config_dump": p.configDump,
 		"configz":     p.configz,
 		"faults":      p.faults,
 		"registryz":   p.registryz,
 		"syncz":       p.syncz,
-	} {
-		mux.HandleFunc("GET /debug/"+path, p.local(page))
 	}
-	return mux
 }
 
 // local answers only callers from this machine: debug pages show everybody's

@@ -74,6 +74,8 @@ type response struct {
 	version   string
 	resources []*encode.Resource
 	removed   []string // incremental only
+	// identifier says who answers; for tools only.
+	identifier string
 	// changed are the names of resources that the client had in another version.
 	changed []string
 }

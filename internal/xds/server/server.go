@@ -78,6 +78,9 @@ type Server struct {
 	ready   chan struct{} // closed when there is a world
 	stop    chan struct{} // closed when Run ends
 
+	debugger Debugger // nil: tools are not answered
+	tools    string   // the namespace they are of
+
 	mu sync.Mutex
 	// mu guards the newest world, the published one and the streams.
 	newest  World

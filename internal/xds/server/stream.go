@@ -54,6 +54,9 @@ func (s *Server) serve(ctx context.Context, auth Authenticator, w wire, m machin
 	if err != nil {
 		return err
 	}
+	if isDebug(first.typeURL) {
+		return s.debug(ctx, auth, w, first)
+	}
 	proxy, err := proxyOf(first.node)
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())

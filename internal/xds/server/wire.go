@@ -1,6 +1,7 @@
 package server
 
 import (
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -38,6 +39,9 @@ func (w sotwWire) send(r *response) error {
 		Nonce:       r.nonce,
 		VersionInfo: r.version,
 		Resources:   make([]*anypb.Any, 0, len(r.resources)),
+	}
+	if r.identifier != "" {
+		m.ControlPlane = &corev3.ControlPlane{Identifier: r.identifier}
 	}
 	for _, one := range r.resources {
 		m.Resources = append(m.Resources, one.Body)
