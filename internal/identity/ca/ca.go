@@ -23,6 +23,8 @@ import (
 	"io/fs"
 	"net/url"
 	"path/filepath"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/identity"
@@ -69,11 +71,8 @@ type Config struct {
 type CA struct {
 	trustDomain string
 	ttl, maxTTL time.Duration
-	key         crypto.Signer
-	root        *x509.Certificate
-	rootPEM     []byte // of the signing root
-	bundlePEM   []byte // all roots
-	bundle      *x509.CertPool
+	// now is what is signed with. Replace puts another in its place.
+	now atomic.Pointer[signing]
 }
 
 // New loads the root from the state directory, and makes one there if it has
@@ -90,19 +89,9 @@ func New(cfg Config) (*CA, error) {
 	if cfg.StateDir == "" {
 		return nil, errors.New("ca: Config.StateDir is missing")
 	}
-	probe := identity.ID{TrustDomain: cfg.TrustDomain, Namespace: "n", ServiceAccount: "s"}
-	if err := probe.Validate(); err != nil {
-		return nil, fmt.Errorf("ca: Config.TrustDomain: %w", err)
-	}
-	c := &CA{trustDomain: cfg.TrustDomain, ttl: cfg.TTL, maxTTL: cfg.MaxTTL}
-	if c.ttl == 0 {
-		c.ttl = defaultTTL
-	}
-	if c.maxTTL == 0 {
-		c.maxTTL = maxTTL
-	}
-	if c.ttl < 0 || c.ttl > c.maxTTL {
-		return nil, fmt.Errorf("ca: Config.TTL %v is not within 0 and MaxTTL %v", c.ttl, c.maxTTL)
+	c, err := unrooted(cfg)
+	if err != nil {
+		return nil, err
 	}
 	unlock, err := lockDir(cfg.StateDir)
 	if err != nil {
@@ -120,6 +109,25 @@ func New(cfg Config) (*CA, error) {
 	}
 	if err := c.load(cfg.StateDir); err != nil {
 		return nil, fmt.Errorf("ca: %w", err)
+	}
+	return c, nil
+}
+
+// unrooted checks what does not depend on where the root is from.
+func unrooted(cfg Config) (*CA, error) {
+	probe := identity.ID{TrustDomain: cfg.TrustDomain, Namespace: "n", ServiceAccount: "s"}
+	if err := probe.Validate(); err != nil {
+		return nil, fmt.Errorf("ca: Config.TrustDomain: %w", err)
+	}
+	c := &CA{trustDomain: cfg.TrustDomain, ttl: cfg.TTL, maxTTL: cfg.MaxTTL}
+	if c.ttl == 0 {
+		c.ttl = defaultTTL
+	}
+	if c.maxTTL == 0 {
+		c.maxTTL = maxTTL
+	}
+	if c.ttl < 0 || c.ttl > c.maxTTL {
+		return nil, fmt.Errorf("ca: Config.TTL %v is not within 0 and MaxTTL %v", c.ttl, c.maxTTL)
 	}
 	return c, nil
 }
@@ -157,19 +165,26 @@ func (c *CA) load(dir string) error {
 	if now := time.Now(); now.After(root.NotAfter) || now.Before(root.NotBefore) {
 		return fmt.Errorf("%s is valid from %s to %s only", certPath, root.NotBefore.Format(time.RFC3339), root.NotAfter.Format(time.RFC3339))
 	}
-	c.key, c.root, c.rootPEM = key, root, encodeCertificate(root.Raw)
-	c.bundle, c.bundlePEM = x509.NewCertPool(), nil
-	for _, r := range roots {
-		c.bundle.AddCert(r)
-		c.bundlePEM = append(c.bundlePEM, encodeCertificate(r.Raw)...)
-	}
+	c.now.Store(newSigning(key, root, nil, roots))
 	return nil
 }
 
 func createRoot(dir, trustDomain string) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, der, err := newRoot(trustDomain)
 	if err != nil {
 		return err
+	}
+	if err := writeKey(filepath.Join(dir, rootKeyFile), key); err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(dir, rootCertFile), encodeCertificate(der), 0o644)
+}
+
+// newRoot makes a key and its self-signed certificate.
+func newRoot(trustDomain string) (*ecdsa.PrivateKey, []byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
 	}
 	now := time.Now()
 	template := &x509.Certificate{
@@ -181,20 +196,14 @@ func createRoot(dir, trustDomain string) error {
 		IsCA:                  true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		return err
-	}
-	if err := writeKey(filepath.Join(dir, rootKeyFile), key); err != nil {
-		return err
-	}
-	return writeFile(filepath.Join(dir, rootCertFile), encodeCertificate(der), 0o644)
+	return key, der, err
 }
 
 // RootPEM returns the certificates that workloads are to trust.
-func (c *CA) RootPEM() []byte { return append([]byte(nil), c.bundlePEM...) }
+func (c *CA) RootPEM() []byte { return slices.Clone(c.now.Load().bundlePEM) }
 
 // Roots returns the same as a pool.
-func (c *CA) Roots() *x509.CertPool { return c.bundle.Clone() }
+func (c *CA) Roots() *x509.CertPool { return c.now.Load().bundle.Clone() }
 
 // TrustDomain returns that of the identities that are signed.
 func (c *CA) TrustDomain() string { return c.trustDomain }
@@ -223,31 +232,36 @@ func (c *CA) Sign(csrPEM []byte, id identity.ID, ttl time.Duration) ([][]byte, e
 	if ttl <= 0 {
 		ttl = c.ttl
 	}
-	leaf, err := c.issue(&x509.Certificate{
+	s := c.now.Load()
+	leaf, err := s.issue(&x509.Certificate{
 		URIs:        []*url.URL{{Scheme: "spiffe", Host: id.TrustDomain, Path: "/ns/" + id.Namespace + "/sa/" + id.ServiceAccount}},
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}, csr.PublicKey, min(ttl, c.maxTTL))
 	if err != nil {
 		return nil, err
 	}
-	return [][]byte{encodeCertificate(leaf), append([]byte(nil), c.rootPEM...)}, nil
+	chain := [][]byte{encodeCertificate(leaf)}
+	for _, between := range s.between {
+		chain = append(chain, encodeCertificate(between.Raw))
+	}
+	return append(chain, encodeCertificate(s.root.Raw)), nil
 }
 
 // issue signs template for ttl from now, with a random serial number, which
 // crypto/x509 chooses.
-func (c *CA) issue(template *x509.Certificate, public crypto.PublicKey, ttl time.Duration) ([]byte, error) {
+func (s *signing) issue(template *x509.Certificate, public crypto.PublicKey, ttl time.Duration) ([]byte, error) {
 	now := time.Now()
-	if now.After(c.root.NotAfter) {
-		return nil, fmt.Errorf("ca: the root expired at %s", c.root.NotAfter.Format(time.RFC3339))
+	if now.After(s.cert.NotAfter) {
+		return nil, fmt.Errorf("ca: the signing certificate expired at %s", s.cert.NotAfter.Format(time.RFC3339))
 	}
 	template.NotBefore = now.Add(-clockSkew)
 	template.NotAfter = now.Add(ttl)
-	if template.NotAfter.After(c.root.NotAfter) {
-		template.NotAfter = c.root.NotAfter
+	if template.NotAfter.After(s.cert.NotAfter) {
+		template.NotAfter = s.cert.NotAfter
 	}
 	template.KeyUsage = x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment
 	template.BasicConstraintsValid = true
-	der, err := x509.CreateCertificate(rand.Reader, template, c.root, public, c.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, s.cert, public, s.key)
 	if err != nil {
 		return nil, fmt.Errorf("ca: signing: %w", err)
 	}

@@ -29,8 +29,9 @@ type ServerCertificate struct {
 	names []string
 
 	mu sync.Mutex // guards following
-	// current is made at the first use.
+	// current is made at the first use, and again when its signing is replaced.
 	current *tls.Certificate
+	by      *signing
 	renewAt time.Time
 }
 
@@ -44,24 +45,24 @@ func (c *CA) ServerCertificate(names []string) *ServerCertificate {
 func (s *ServerCertificate) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
-	if s.current != nil && now.Before(s.renewAt) {
+	now, by := time.Now(), s.ca.now.Load()
+	if s.current != nil && s.by == by && now.Before(s.renewAt) {
 		return s.current, nil
 	}
-	cert, err := s.issue()
+	cert, err := s.issue(by)
 	if err != nil {
 		if s.current != nil && now.Before(s.current.Leaf.NotAfter) {
 			return s.current, nil
 		}
 		return nil, err
 	}
-	s.current = cert
+	s.current, s.by = cert, by
 	// Round strips the monotonic reading: what counts is the calendar.
 	s.renewAt = now.Round(0).Add(cert.Leaf.NotAfter.Sub(now) / 2)
 	return cert, nil
 }
 
-func (s *ServerCertificate) issue() (*tls.Certificate, error) {
+func (s *ServerCertificate) issue(by *signing) (*tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
@@ -74,7 +75,7 @@ func (s *ServerCertificate) issue() (*tls.Certificate, error) {
 			template.DNSNames = append(template.DNSNames, name)
 		}
 	}
-	der, err := s.ca.issue(template, &key.PublicKey, s.ca.ttl)
+	der, err := by.issue(template, &key.PublicKey, s.ca.ttl)
 	if err != nil {
 		return nil, err
 	}
@@ -82,14 +83,18 @@ func (s *ServerCertificate) issue() (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tls.Certificate{Certificate: [][]byte{der, s.ca.root.Raw}, PrivateKey: key, Leaf: leaf}, nil
+	chain := [][]byte{der}
+	for _, c := range by.between {
+		chain = append(chain, c.Raw)
+	}
+	return &tls.Certificate{Certificate: append(chain, by.root.Raw), PrivateKey: key, Leaf: leaf}, nil
 }
 
 // ServerTLS is the configuration of the control plane's port for workloads: they
 // may show a certificate of this authority, and prove themselves by token if
 // they have none yet.
 func (c *CA) ServerTLS(names []string) *tls.Config {
-	return &tls.Config{
+	base := &tls.Config{
 		MinVersion:     tls.VersionTLS12,
 		GetCertificate: c.ServerCertificate(names).GetCertificate,
 		ClientAuth:     tls.VerifyClientCertIfGiven,
@@ -99,4 +104,17 @@ func (c *CA) ServerTLS(names []string) *tls.Config {
 		// remembers who a client was.
 		SessionTicketsDisabled: true,
 	}
+	// Roots may be replaced; a handshake goes by those of its time.
+	first := c.now.Load()
+	out := base.Clone()
+	out.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		now := c.now.Load()
+		if now == first {
+			return nil, nil // as given
+		}
+		later := base.Clone()
+		later.ClientCAs = now.bundle
+		return later, nil
+	}
+	return out
 }

@@ -2,14 +2,12 @@ package kube
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"sync"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	kschema "k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/heddle-mesh/heddle/internal/config"
 	"github.com/heddle-mesh/heddle/internal/config/schema"
@@ -17,8 +15,7 @@ import (
 )
 
 // served knows which custom kinds the cluster serves. A watch of their
-// definitions says so, for which it stands as the store, and Run starts and ends
-// the kinds' feeds accordingly.
+// definitions says so, and Run starts and ends the kinds' feeds accordingly.
 type served struct {
 	source *Source
 	feeds  map[config.Kind]*customFeed // owned by Run
@@ -32,60 +29,29 @@ type served struct {
 // run follows the definitions until ctx ends.
 func (k *served) run(ctx context.Context) {
 	crds := kschema.GroupVersionResource{Group: definitions.Group, Version: "v1", Resource: "customresourcedefinitions"}
-	kubeapi.Follow(ctx, "customresourcedefinitions", kubeapi.Objects(k.source.cfg.Clients.Custom.Resource(crds), ""), exampleOf(definitions, "v1"), k)
+	kubeapi.Follow(ctx, "customresourcedefinitions", kubeapi.Objects(k.source.cfg.Clients.Custom.Resource(crds), ""), exampleOf(definitions, "v1"),
+		kubeapi.Handler[*unstructured.Unstructured]{
+			Trim: trimDefinition, // of the schemas, which are nearly all of a definition
+			All: func(all []*unstructured.Unstructured) {
+				k.change(func() {
+					clear(k.versions)
+					for _, u := range all {
+						k.learn(u, true)
+					}
+					k.read = true
+				})
+			},
+			Put:  func(u *unstructured.Unstructured) { k.change(func() { k.learn(u, true) }) },
+			Gone: func(u *unstructured.Unstructured) { k.change(func() { k.learn(u, false) }) },
+		})
 }
 
-// Transformer drops the schemas, which are nearly all of a definition.
-func (k *served) Transformer() cache.TransformFunc {
-	return func(o any) (any, error) {
-		if u, ok := o.(*unstructured.Unstructured); ok {
-			trimDefinition(u)
-		}
-		return o, nil
-	}
-}
-
-func (k *served) Add(o any) error {
-	u, ok := o.(*unstructured.Unstructured)
-	if !ok {
-		return fmt.Errorf("customresourcedefinitions: a watch brought a %T", o)
-	}
+func (k *served) change(f func()) {
 	k.mu.Lock()
-	k.learn(u, true)
+	f()
 	k.mu.Unlock()
 	k.source.view.wake()
-	return nil
 }
-
-func (k *served) Update(o any) error { return k.Add(o) }
-
-func (k *served) Delete(o any) error {
-	u, ok := o.(*unstructured.Unstructured)
-	if !ok {
-		return fmt.Errorf("customresourcedefinitions: a watch brought a %T", o)
-	}
-	k.mu.Lock()
-	k.learn(u, false)
-	k.mu.Unlock()
-	k.source.view.wake()
-	return nil
-}
-
-func (k *served) Replace(list []any, _ string) error {
-	k.mu.Lock()
-	clear(k.versions)
-	for _, o := range list {
-		if u, ok := o.(*unstructured.Unstructured); ok {
-			k.learn(u, true)
-		}
-	}
-	k.read = true
-	k.mu.Unlock()
-	k.source.view.wake()
-	return nil
-}
-
-func (k *served) Resync() error { return nil }
 
 // learn takes in one definition. k.mu is held.
 func (k *served) learn(u *unstructured.Unstructured, there bool) {

@@ -3,7 +3,6 @@ package kube
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"slices"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,8 +18,7 @@ import (
 )
 
 // feed watches one kind and hands what it reads to the view. It stands where a
-// cache of the client library would: a reflector lists and watches, and calls
-// the feed as its store, from one goroutine.
+// cache of the client library would.
 type feed struct {
 	view    *view
 	kind    config.Kind
@@ -35,61 +33,28 @@ type feed struct {
 
 // run follows the kind until ctx ends.
 func (f *feed) run(ctx context.Context) {
-	kubeapi.Follow(ctx, f.name, f.objects, f.example, f)
+	kubeapi.Follow(ctx, f.name, f.objects, f.example, kubeapi.Handler[runtime.Object]{
+		Trim: f.trim,
+		All: func(objects []runtime.Object) {
+			var all []reading
+			for _, o := range objects {
+				if r, ok := f.read(o); ok {
+					all = append(all, r)
+				}
+			}
+			f.view.replace(f.kind, all)
+			f.view.arrived(f.kind)
+		},
+		Put: func(o runtime.Object) {
+			if r, ok := f.read(o); ok {
+				f.view.put(r)
+			} else {
+				f.view.remove(f.key(o))
+			}
+		},
+		Gone: func(o runtime.Object) { f.view.remove(f.key(o)) },
+	})
 }
-
-// Transformer is for the first listing, which comes through a list of the
-// reflector's own: that one holds trimmed objects, too.
-func (f *feed) Transformer() cache.TransformFunc {
-	return func(o any) (any, error) {
-		f.trim(o.(runtime.Object))
-		return o, nil
-	}
-}
-
-func (f *feed) Add(o any) error {
-	object, ok := o.(runtime.Object)
-	if !ok {
-		return fmt.Errorf("%s: a watch brought a %T", f.name, o)
-	}
-	f.trim(object)
-	if r, ok := f.read(object); ok {
-		f.view.put(r)
-	} else {
-		f.view.remove(f.key(object))
-	}
-	return nil
-}
-
-func (f *feed) Update(o any) error { return f.Add(o) }
-
-func (f *feed) Delete(o any) error {
-	object, ok := o.(runtime.Object)
-	if !ok {
-		return fmt.Errorf("%s: a watch brought a %T", f.name, o)
-	}
-	f.view.remove(f.key(object))
-	return nil
-}
-
-func (f *feed) Replace(list []any, _ string) error {
-	var all []reading
-	for _, o := range list {
-		object, ok := o.(runtime.Object)
-		if !ok {
-			return fmt.Errorf("%s: a list brought a %T", f.name, o)
-		}
-		f.trim(object)
-		if r, ok := f.read(object); ok {
-			all = append(all, r)
-		}
-	}
-	f.view.replace(f.kind, all)
-	f.view.arrived(f.kind)
-	return nil
-}
-
-func (f *feed) Resync() error { return nil }
 
 func (f *feed) key(o runtime.Object) config.Key {
 	m := o.(metav1.Object)
