@@ -43,6 +43,9 @@ type Config struct {
 	// NewSource, if set, takes the place of Sources: it makes what brings changes
 	// in. The two functions are called as those of file.Config are.
 	NewSource func(onBatch func(config.Batch), onFaults func([]config.Fault)) (Source, error)
+	// Cluster, if set, takes the place of both: a Kubernetes cluster is read, and
+	// holds the root key.
+	Cluster *Cluster
 	// StateDir holds the root key and what else must outlive the process.
 	StateDir string
 
@@ -50,6 +53,7 @@ type Config struct {
 	PlainAddr string // xDS without TLS and without proof of identity: "127.0.0.1:15010"
 	TLSAddr   string // xDS and certificates with TLS: ":15012"
 	HTTPAddr  string // metrics, readiness and debug pages: ":15014"
+	ReadyAddr string // the same, where Istio's installation asks for readiness: ":8080"
 	// DebugFromAnywhere answers debug pages to callers of other addresses than
 	// this machine's own, too. They show all configuration: it is for networks
 	// that are closed themselves.
@@ -91,14 +95,14 @@ type TokenVerifier interface {
 
 func (c *Config) complete() error {
 	switch {
-	case len(c.Sources) == 0 && c.NewSource == nil:
+	case len(c.Sources) == 0 && c.NewSource == nil && c.Cluster == nil:
 		return errors.New("control: Config.Sources is empty")
 	case c.Log == nil:
 		return errors.New("control: Config.Log is missing")
-	case c.TLSAddr != "" && c.StateDir == "":
+	case c.TLSAddr != "" && c.StateDir == "" && c.Cluster == nil:
 		return errors.New("control: Config.StateDir is missing")
 	}
-	if c.NewSource == nil {
+	if c.NewSource == nil && c.Cluster == nil {
 		c.NewSource = func(onBatch func(config.Batch), onFaults func([]config.Fault)) (Source, error) {
 			return file.New(file.Config{Paths: c.Sources, Stdin: c.Stdin, Log: c.Log, OnBatch: onBatch, OnFaults: onFaults})
 		}
@@ -124,9 +128,14 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.complete(); err != nil {
 		return err
 	}
+	cluster, err := joinCluster(ctx, &cfg)
+	if err != nil {
+		return err
+	}
 	g := life.NewGroup(ctx)
 	defer g.Stop()
 	reg := newRegister(cfg.Log, cfg.OnFaults)
+	reg.alone = cluster != nil
 	batches := make(chan config.Batch)
 	source, err := cfg.NewSource(func(b config.Batch) {
 		reg.accepted(b)
@@ -135,7 +144,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	builder := model.NewBuilder(model.Options{TrustDomain: cfg.TrustDomain, ClusterID: cfg.ClusterID})
+	builder := model.NewBuilder(cluster.options(cfg))
 	xds, err := server.New(server.Config{Quiet: cfg.Quiet, MaxWait: cfg.MaxWait, OnFault: reg.unplanned, Log: cfg.Log})
 	if err != nil {
 		return err
@@ -144,7 +153,7 @@ func Run(ctx context.Context, cfg Config) error {
 	xds.SetDebugger(toolsNamespace, look.answer)
 	plain := newGRPC()
 	xds.Register(plain, nil)
-	secure, err := secureServer(cfg, reg, xds)
+	secure, err := secureServer(cfg, cluster, reg, xds)
 	if err != nil {
 		return err
 	}
@@ -155,12 +164,14 @@ func Run(ctx context.Context, cfg Config) error {
 	defer doors.close()
 
 	g.Go("source", source.Run)
+	cluster.start(g)
 	g.Go("world", func(ctx context.Context) error { return keepWorld(ctx, batches, builder, reg, xds) })
 	g.Go("analysis", reg.analyse)
 	g.Go("xds", xds.Run)
 	g.Go("plain", serveGRPC(plain, doors.plain))
 	g.Go("tls", serveGRPC(secure, doors.tls))
 	g.Go("http", serveHTTP(look.handler(), doors.http))
+	g.Go("ready", serveHTTP(look.handler(), doors.ready))
 
 	at := doors.addresses()
 	cfg.Log.Info("control plane serves", "plain", at.Plain, "tls", at.TLS, "http", at.HTTP)
@@ -172,11 +183,11 @@ func Run(ctx context.Context, cfg Config) error {
 
 // secureServer is the port for workloads: certificates, and xDS for those who
 // have one or a token. nil if it is not wanted.
-func secureServer(cfg Config, reg *register, xds *server.Server) (*grpc.Server, error) {
+func secureServer(cfg Config, cluster *cluster, reg *register, xds *server.Server) (*grpc.Server, error) {
 	if cfg.TLSAddr == "" {
 		return nil, nil
 	}
-	authority, err := ca.New(ca.Config{StateDir: cfg.StateDir, TrustDomain: cfg.TrustDomain})
+	authority, err := cluster.authority(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -231,13 +242,13 @@ func (w world) Endpoints(name string) (*plan.LoadAssignment, bool) {
 }
 
 // doors are the open listeners; nil for what is not served.
-type doors struct{ plain, tls, http net.Listener }
+type doors struct{ plain, tls, http, ready net.Listener }
 
 func open(ctx context.Context, cfg Config) (d doors, err error) {
 	for _, door := range []struct {
 		to   *net.Listener
 		addr string
-	}{{&d.plain, cfg.PlainAddr}, {&d.tls, cfg.TLSAddr}, {&d.http, cfg.HTTPAddr}} {
+	}{{&d.plain, cfg.PlainAddr}, {&d.tls, cfg.TLSAddr}, {&d.http, cfg.HTTPAddr}, {&d.ready, cfg.ReadyAddr}} {
 		if door.addr == "" {
 			continue
 		}
@@ -250,7 +261,7 @@ func open(ctx context.Context, cfg Config) (d doors, err error) {
 }
 
 func (d doors) close() {
-	for _, l := range []net.Listener{d.plain, d.tls, d.http} {
+	for _, l := range []net.Listener{d.plain, d.tls, d.http, d.ready} {
 		if l != nil {
 			_ = l.Close() // the servers have usually done it
 		}

@@ -23,8 +23,10 @@ import (
 type register struct {
 	log      *slog.Logger
 	onFaults func([]config.Fault)
-	began    time.Time
-	changed  chan struct{} // of size 1: objects in force changed
+	// alone says that an error concerns one object, and not all of a batch.
+	alone   bool
+	began   time.Time
+	changed chan struct{} // of size 1: objects in force changed
 
 	mu sync.Mutex
 	// mu guards all below.
@@ -66,7 +68,7 @@ func newRegister(log *slog.Logger, onFaults func([]config.Fault)) *register {
 // that are new. Those about objects that change come before the batch with the
 // change.
 func (r *register) heard(faults []config.Fault) {
-	r.tell(faults)
+	r.tell(r.unheard(faults))
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.errors = nil
@@ -87,11 +89,23 @@ func (r *register) heard(faults []config.Fault) {
 	}
 }
 
-// accepted takes in a batch that the source found no error in.
+// unheard leaves out the errors that stood before, object for object: where each
+// object stands alone, they are named again whenever another one changes.
+func (r *register) unheard(faults []config.Fault) []config.Fault {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.alone {
+		return faults
+	}
+	return slices.DeleteFunc(slices.Clone(faults), func(f config.Fault) bool {
+		return f.Severity == config.Error && slices.Contains(r.errors, f)
+	})
+}
+
+// accepted takes in a batch. Errors that stand are of objects that are not in it.
 func (r *register) accepted(b config.Batch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.errors = nil
 	for _, c := range b.Changes {
 		if c.Object == nil {
 			delete(r.objects, c.Key)
@@ -121,8 +135,10 @@ func (r *register) analyse(ctx context.Context) error {
 			return nil
 		case <-r.changed:
 		}
+		began := time.Now()
 		_, objects := r.inForce()
 		odd := analyze.Check(objects)
+		took := time.Since(began)
 		r.mu.Lock()
 		r.odd = odd
 		r.mu.Unlock()
@@ -138,8 +154,17 @@ func (r *register) analyse(ctx context.Context) error {
 		if len(fresh) > 0 {
 			r.tell(fresh)
 		}
+		// In a large cluster something changes all the time.
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(analysisRest * took):
+		}
 	}
 }
+
+// analysisRest bounds how much of the time is spent on analysis.
+const analysisRest = 10
 
 // tell logs faults and hands them on.
 func (r *register) tell(faults []config.Fault) {
