@@ -95,6 +95,9 @@ func (p Position) String() string {
 	if p.File == "" {
 		return "-"
 	}
+	if p.Line == 0 {
+		return p.File
+	}
 	return fmt.Sprintf("%s:%d", p.File, p.Line)
 }
 
