@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/heddle-mesh/heddle/internal/life.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: all help build test test-root h2spec lint images kubehost kube-up kube-down kubeconfig kube-load demo bench microbench fuzz clean
+.PHONY: all help build test test-root h2spec lint images kubehost kube-up kube-down kubeconfig e2e-images kube-load test-e2e demo bench microbench fuzz clean
 
 all: build lint test ## build, lint and test
 
@@ -54,10 +54,15 @@ kube-down: kubehost ## end the cluster CLUSTER and remove all of it but its logs
 kubeconfig: kubehost ## print the path of CLUSTER's kubeconfig
 	@$(KUBEHOST) kubeconfig -name $(CLUSTER)
 
-kube-load: kubehost ## build all images for this machine and load them into CLUSTER
+e2e-images:
 	@cd tools/images && $(GO) build -trimpath -o ../../bin/tool-images .
 	@bin/tool-images -o bin/load -tests -arch $$($(GO) env GOARCH) -version $(VERSION)
+
+kube-load: kubehost e2e-images ## build all images for this machine and load them into CLUSTER
 	@$(KUBEHOST) load -name $(CLUSTER) bin/load/*.tar
+
+test-e2e: kubehost e2e-images ## run the tests on real Kubernetes clusters, as root
+	cd test/e2e && $(GO) test -count=1 -timeout 20m -tags heddle_e2e ./...
 
 demo: build ## run the bookstore mesh on this machine; Ctrl-C ends it
 	@PATH="$(CURDIR)/bin:$$PATH" bin/heddle up examples/bookstore

@@ -78,11 +78,16 @@ func endNode(s *spec, i int) error {
 	if err := syscall.Kill(p.pid, syscall.SIGKILL); err != nil && err != syscall.ESRCH {
 		return fmt.Errorf("node %s: %w", s.node(i), err)
 	}
-	// The kernel ends all processes of the PID namespace before its first one.
-	for deadline := time.Now().Add(30 * time.Second); p.alive(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
+	// The kernel ends all processes of the PID namespace before its first one, and
+	// that one is gone when the machine's first process has buried it.
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		start, state := stat(p.pid)
+		waited := time.Since(began)
+		switch {
+		case start != p.start, state == "Z" && waited > 5*time.Second:
+			return nil
+		case waited > 30*time.Second:
 			return fmt.Errorf("node %s: process %d does not end", s.node(i), p.pid)
 		}
 	}
-	return nil
 }

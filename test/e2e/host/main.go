@@ -8,6 +8,7 @@
 //	kubehost kubeconfig  print the path of its kubeconfig
 //	kubehost load        load image archives into all of its nodes
 //	kubehost list        say which clusters there are
+//	kubehost info        print a cluster's addresses and files as JSON
 //
 // A cluster is known by its name alone; subnets are chosen so that they overlap
 // with nothing that the machine has a route to.
@@ -15,10 +16,12 @@ package main
 
 import (
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -42,7 +45,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: kubehost up|down|kubeconfig|load|list [flags]")
+		return errors.New("usage: kubehost up|down|kubeconfig|load|list|info [flags]")
 	}
 	if args[0] == "node" && len(args) == 3 {
 		i, err := strconv.Atoi(args[2])
@@ -93,8 +96,10 @@ func run(args []string) error {
 		return load(dir, s.Name, fs.Args(), say)
 	case "list":
 		return list(dir)
+	case "info":
+		return info(dir, s.Name)
 	}
-	return fmt.Errorf("no command %q; there are up, down, kubeconfig, load and list", args[0])
+	return fmt.Errorf("no command %q; there are up, down, kubeconfig, load, list and info", args[0])
 }
 
 // stateDir is where state is kept unless a flag says otherwise.
@@ -125,6 +130,45 @@ func existing(state, name string) (*spec, error) {
 		return nil, fmt.Errorf("there is no cluster %s; kubehost up makes it", name)
 	}
 	return s, err
+}
+
+// info is what tests and scripts ask about a cluster.
+func info(state, name string) error {
+	s, err := existing(state, name)
+	if err != nil {
+		return err
+	}
+	addrs := func(v4, v6 netip.Prefix) []string {
+		if s.Dual {
+			return []string{v4.Addr().String(), v6.Addr().String()}
+		}
+		return []string{v4.Addr().String()}
+	}
+	type node struct {
+		Name      string   `json:"name"`
+		Addresses []string `json:"addresses"`
+		Process   int      `json:"process"` // the first one, in whose namespaces the others are
+	}
+	out := struct {
+		Name       string   `json:"name"`
+		Kubeconfig string   `json:"kubeconfig"`
+		Kubectl    string   `json:"kubectl"`
+		Logs       string   `json:"logs"`
+		Host       []string `json:"host"` // where pods reach this machine
+		Pods       string   `json:"pods"`
+		Services   string   `json:"services"`
+		Nodes      []node   `json:"nodes"`
+	}{
+		Name: s.Name, Kubeconfig: s.kubeconfig(), Kubectl: filepath.Join(filepath.Dir(s.Kube), "kubectl"), Logs: filepath.Join(s.Dir, "log"),
+		Host: addrs(s.hostAddr(), s.hostAddr6()), Pods: s.both(s.allPods(), s.allPods6()), Services: s.both(s.services(), s.services6()),
+	}
+	for i := 1; i <= s.Nodes; i++ {
+		p, _ := s.process(i)
+		out.Nodes = append(out.Nodes, node{Name: s.node(i), Addresses: addrs(s.nodeAddr(i), s.nodeAddr6(i)), Process: p.pid})
+	}
+	e := json.NewEncoder(os.Stdout)
+	e.SetIndent("", "  ")
+	return e.Encode(out)
 }
 
 func list(state string) error {
