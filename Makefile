@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/heddle-mesh/heddle/internal/life.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
-.PHONY: all help build test test-root h2spec lint images kubehost kube-up kube-down kubeconfig e2e-images kube-load test-e2e demo bench microbench fuzz clean
+.PHONY: all help build test test-root h2spec lint images kubehost kube-up kube-down kubeconfig e2e-images kube-load test-e2e lint-e2e demo bench microbench fuzz clean
 
 all: build lint test ## build, lint and test
 
@@ -29,7 +29,7 @@ h2spec: ## run the HTTP/2 conformance suite against the codec
 	cd test/h2spec && $(GO) test ./...
 
 lint: ## check format, vet and staticcheck
-	@out=$$(gofmt -l cmd internal test bench examples api 2>/dev/null); if [ -n "$$out" ]; then echo "not gofmt-ed:"; echo "$$out"; exit 1; fi
+	@out=$$(gofmt -l cmd internal test tools bench examples api 2>/dev/null); if [ -n "$$out" ]; then echo "not gofmt-ed:"; echo "$$out"; exit 1; fi
 	$(GO) vet -tags heddle_root ./...
 	$(GO) run $(STATICCHECK) -tags heddle_root ./...
 
@@ -63,6 +63,10 @@ kube-load: kubehost e2e-images ## build all images for this machine and load the
 
 test-e2e: kubehost e2e-images ## run the tests on real Kubernetes clusters, as root
 	cd test/e2e && $(GO) test -count=1 -timeout 20m -tags heddle_e2e ./...
+
+lint-e2e: ## vet and staticcheck the modules beside the main one that test-e2e is made of
+	@set -e; for m in tools/images test/e2e test/e2e/host; do echo $$m; (cd $$m && \
+	  $(GO) vet -tags heddle_e2e ./... && $(GO) run $(STATICCHECK) -tags heddle_e2e ./...); done
 
 demo: build ## run the bookstore mesh on this machine; Ctrl-C ends it
 	@PATH="$(CURDIR)/bin:$$PATH" bin/heddle up examples/bookstore
