@@ -60,11 +60,13 @@ func newRoot(s Streams) *cobra.Command {
 		&cobra.Group{ID: "mesh", Title: "The mesh on this machine:"},
 		&cobra.Group{ID: "look", Title: "Looking into proxies:"},
 		&cobra.Group{ID: "config", Title: "Configuration:"},
+		&cobra.Group{ID: "cluster", Title: "The mesh in Kubernetes:"},
 	)
 	root.AddCommand(
 		newUp(s), newNode(), newPs(s), newGet(s), newLogs(s), newExec(s),
 		newProxyStatus(s), newProxyConfig(s),
 		newValidate(s), newVersion(s),
+		newInstall(s), newUpgrade(s), newUninstall(s), newVerifyInstall(s), newManifest(s), newTag(s), newKubeInject(s), newExperimental(s),
 	)
 	return root
 }
