@@ -14,7 +14,7 @@ import (
 
 // proxyConfig is what the subcommands share.
 type proxyConfig struct {
-	mesh              mesh
+	mesh              where
 	s                 Streams
 	namespace, output string
 	filter            inspect.Filter

@@ -12,7 +12,7 @@ import (
 )
 
 func newProxyStatus(s Streams) *cobra.Command {
-	var m mesh
+	var m where
 	c := &cobra.Command{
 		Use:     "proxy-status",
 		GroupID: "look",

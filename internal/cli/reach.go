@@ -9,6 +9,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
+
+	"github.com/heddle-mesh/heddle/internal/install"
 	"github.com/heddle-mesh/heddle/internal/lab"
 )
 
@@ -104,11 +107,38 @@ func collect() (*os.File, func() []byte, error) {
 	return w, func() []byte { return <-done }, nil
 }
 
-// reach returns the way into the chosen mesh.
-func (m *mesh) reach(s Streams) (reach, error) {
-	client, err := m.client()
+// where is the choice of a mesh by flags, on this machine or on Kubernetes.
+type where struct {
+	mesh
+	cluster
+	istioNamespace string
+}
+
+func (w *where) flags(c *cobra.Command) {
+	w.mesh.flags(c)
+	w.cluster.flags(c)
+	c.Flags().StringVarP(&w.istioNamespace, "istioNamespace", "i", "istio-system", "namespace of the control plane, on Kubernetes")
+}
+
+// reach returns the way into the chosen mesh: one on this machine if it was named
+// or if one runs, unless a cluster was chosen.
+func (w *where) reach(s Streams) (reach, error) {
+	chosen := w.kubeconfig != "" || w.context != ""
+	here := w.name != "" || w.stateDir != "" || len(lab.Running()) > 0
+	if !chosen && (here || !hasCluster()) {
+		client, err := w.client()
+		if err != nil {
+			return nil, err
+		}
+		return local{client, s.Err}, nil
+	}
+	cfg, err := install.Kubeconfig(w.kubeconfig, w.context)
 	if err != nil {
 		return nil, err
 	}
-	return local{client, s.Err}, nil
+	api, err := install.NewCluster(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &kube{cfg: cfg, api: api, namespace: w.istioNamespace}, nil
 }

@@ -32,13 +32,22 @@ type Cluster struct {
 // Connect reads a kubeconfig as kubectl does: the file given, or those of
 // KUBECONFIG, or ~/.kube/config, or the pod's own account. It asks nothing.
 func Connect(kubeconfig, contextName string) (*Cluster, error) {
+	cfg, err := Kubeconfig(kubeconfig, contextName)
+	if err != nil {
+		return nil, err
+	}
+	return NewCluster(cfg)
+}
+
+// Kubeconfig reads a kubeconfig as Connect does.
+func Kubeconfig(kubeconfig, contextName string) (*rest.Config, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = kubeconfig
 	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: contextName}).ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes: %w", err)
 	}
-	return NewCluster(cfg)
+	return cfg, nil
 }
 
 // NewCluster speaks to the server of cfg.
