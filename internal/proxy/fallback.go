@@ -31,6 +31,12 @@ func (h *httpOrBytes) Serve(ctx context.Context, c net.Conn, info *exchange.Conn
 	return h.bytes.Serve(ctx, &again{Conn: c, first: other.Read}, info)
 }
 
+// Police implements snapshot.Policed.
+func (h *httpOrBytes) Police(c *plan.HTTPChain) {
+	h.http.Police(c)
+	h.bytes.Police(plan.ForBytes(c.RBAC))
+}
+
 // again is a connection whose first bytes were read already.
 type again struct {
 	net.Conn
@@ -65,7 +71,10 @@ func (a *again) WriteTo(w io.Writer) (int64, error) {
 // its routes with it, and they all lead to one cluster, as those of a sidecar's
 // inbound side do, leads there; another one to where the client wanted to go.
 func passThrough(c *plan.HTTPChain, d plan.Direction) *plan.TCPChain {
-	out := &plan.TCPChain{StatPrefix: c.StatPrefix, AccessLog: c.AccessLog, Metrics: c.Metrics}
+	out := &plan.TCPChain{StatPrefix: c.StatPrefix, AccessLog: c.AccessLog, Metrics: c.Metrics,
+		// What is not HTTP gets around no policy.
+		RBAC: plan.ForBytes(c.RBAC),
+	}
 	name := ""
 	if c.Inline != nil {
 		for _, h := range c.Inline.Hosts {

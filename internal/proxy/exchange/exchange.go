@@ -107,6 +107,11 @@ type Exchange struct {
 	// Peer is who the other side says it is: the client's workload on inbound
 	// connections. It is nil if unknown.
 	Peer *telemetry.Workload
+	// Remote is the client's address as far as it can be known behind proxies. It is
+	// invalid until somebody found out, and means the connection's then.
+	Remote netip.Addr
+	// Token is what a verified token says of the one who asks, nil without one.
+	Token *Token
 	// AskedPeer and AskedPeerID are set if the client's proxy wants to be told who
 	// answers.
 	AskedPeer, AskedPeerID bool
@@ -137,6 +142,16 @@ type Exchange struct {
 	// finish releases what the response's body needs. See OnFinish.
 	finish  Finisher
 	scratch []byte
+}
+
+// Token is the content of a verified token. It is immutable, and shared by all
+// requests that bear it.
+type Token struct {
+	// Principal is "ISSUER/SUBJECT", or "" if the token lacks one of them.
+	Principal string
+	// Claims are those that are texts or lists of texts, by the names on the way to
+	// them joined by "\x00".
+	Claims map[string][]string
 }
 
 // Tunnel is the upstream's side of an upgraded connection. Early holds what the
@@ -189,6 +204,7 @@ func (x *Exchange) Reset() {
 	x.Host, x.Rule, x.Cluster = nil, nil, ""
 	x.Upstream = Upstream{}
 	x.Peer = nil
+	x.Remote, x.Token = netip.Addr{}, nil
 	x.AskedPeer, x.AskedPeerID = false, false
 	x.Flags, x.Details, x.Termination, x.TransportFailure = 0, "", "", ""
 	x.RequestBytes, x.ResponseBytes = 0, 0

@@ -6,6 +6,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/plan"
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/accesslog"
+	"github.com/heddle-mesh/heddle/internal/proxy/filter/authz"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/clientcert"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/forwarded"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/peer"
@@ -14,6 +15,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/serverheader"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/shed"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/stats"
+	"github.com/heddle-mesh/heddle/internal/proxy/rbac"
 )
 
 // chain is what an exchange goes through: the filters, and the handler behind them
@@ -56,7 +58,7 @@ func (c *chain) response(x *exchange.Exchange, n int) {
 
 // compose returns the chain. The order matters; requests pass from top to bottom,
 // responses from bottom to top.
-func compose(cfg Config) chain {
+func compose(cfg Config, rules func() *rbac.Engine) chain {
 	handler := router.New(router.Config{
 		Routes:        cfg.Routes,
 		Clusters:      cfg.Clusters,
@@ -83,6 +85,9 @@ func compose(cfg Config) chain {
 			MetadataID: cfg.OwnMetadataID,
 			Decode:     cfg.DecodePeer,
 		}),
+		// Behind all that makes a request what the upstream will see, and before
+		// anything that acts on it.
+		authz.New(authz.Config{Rules: rules, Prefix: cfg.Chain.StatPrefix, Count: cfg.Metrics, Logger: cfg.Logger}),
 	}
 	if cfg.Overloaded != nil {
 		// Before all that costs memory.

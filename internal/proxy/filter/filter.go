@@ -10,11 +10,13 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/plan"
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
 	"github.com/heddle-mesh/heddle/internal/proxy/mtls"
+	"github.com/heddle-mesh/heddle/internal/proxy/rbac"
 	"github.com/heddle-mesh/heddle/internal/proxy/route"
 	"github.com/heddle-mesh/heddle/internal/proxy/upstream"
 	"github.com/heddle-mesh/heddle/internal/telemetry"
@@ -75,6 +77,8 @@ type Server struct {
 	cfg       Config
 	chain     chain
 	observers []func(*exchange.Exchange)
+	// rules are those in force.
+	rules atomic.Pointer[rbac.Engine]
 
 	panics *telemetry.Counter
 }
@@ -110,12 +114,18 @@ func NewServer(cfg Config) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	s := &Server{cfg: cfg, chain: compose(cfg), observers: observers(cfg), panics: new(telemetry.Counter)}
+	s := &Server{cfg: cfg, observers: observers(cfg), panics: new(telemetry.Counter)}
+	s.Police(cfg.Chain)
+	s.chain = compose(cfg, s.rules.Load)
 	if cfg.Metrics != nil {
 		s.panics = cfg.Metrics.Counter("heddle_proxy_panics_total", "Requests that ended in a panic of the proxy.")
 	}
 	return s
 }
+
+// Police puts the policy of a chain in force that differs from the server's own in
+// nothing else. It acts on the next request of every connection.
+func (s *Server) Police(c *plan.HTTPChain) { s.rules.Store(rbac.New(c.RBAC)) }
 
 func decodePeer(metadata, id string) (telemetry.Workload, bool) {
 	m, err := mtls.DecodeHeaders(metadata, id)

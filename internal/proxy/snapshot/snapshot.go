@@ -38,6 +38,14 @@ type Handler interface {
 	Serve(ctx context.Context, c net.Conn, info *exchange.Conn) error
 }
 
+// Policed is a Handler whose policy changes while it serves: a chain that differs from
+// its predecessor in nothing but policy keeps its handler and its connections.
+type Policed interface {
+	// Police puts the policy of c in force. It is called when c is published, and
+	// must act on the next request of every connection.
+	Police(c *plan.HTTPChain)
+}
+
 // Deps is what Build makes handlers with.
 type Deps struct {
 	// Live is where snapshots get published; HTTP handlers follow it.
@@ -88,6 +96,8 @@ type Chain struct {
 	// longer part of the configuration. It is made for the first one: most
 	// chains of a large mesh never see any.
 	Drain func() *life.Drain
+	// police is set if the handler is a predecessor's and has to hear of a policy.
+	police Policed
 }
 
 // Live holds the newest snapshot.
@@ -97,7 +107,17 @@ type Live struct{ current atomic.Pointer[Snapshot] }
 func (l *Live) Current() *Snapshot { return l.current.Load() }
 
 // Publish makes s the newest snapshot.
-func (l *Live) Publish(s *Snapshot) { l.current.Store(s) }
+func (l *Live) Publish(s *Snapshot) {
+	for _, listener := range s.Listeners {
+		for c := range listener.All() {
+			if c.police != nil {
+				c.police.Police(c.Plan.HTTP)
+				c.police = nil
+			}
+		}
+	}
+	l.current.Store(s)
+}
 
 // noRoutes answers requests on a chain whose routes are not known.
 var noRoutes = sync.OnceValue(func() *route.Table {
@@ -228,8 +248,14 @@ func buildListener(p *plan.Listener, old *Listener, deps Deps) (*Listener, error
 func buildChain(p *plan.FilterChain, d plan.Direction, old *Listener, deps Deps) (*Chain, error) {
 	if old != nil && old.Plan.Direction == d {
 		for chain := range old.All() {
-			if chain.Plan.Name == p.Name && reflect.DeepEqual(chain.Plan, p) {
+			if chain.Plan.Name != p.Name {
+				continue
+			}
+			if reflect.DeepEqual(chain.Plan, p) {
 				return chain, nil
+			}
+			if h, ok := chain.Handler.(Policed); ok && reflect.DeepEqual(withoutPolicy(chain.Plan), withoutPolicy(p)) {
+				return &Chain{Plan: p, TLS: chain.TLS, Handler: chain.Handler, Drain: chain.Drain, police: h}, nil
 			}
 		}
 	}
@@ -260,6 +286,17 @@ func buildChain(p *plan.FilterChain, d plan.Direction, old *Listener, deps Deps)
 	return chain, nil
 }
 
+// withoutPolicy returns a chain without what Policed takes.
+func withoutPolicy(p *plan.FilterChain) *plan.FilterChain {
+	if p.HTTP == nil {
+		return p
+	}
+	c, h := *p, *p.HTTP
+	h.RBAC = nil
+	c.HTTP = &h
+	return &c
+}
+
 // All yields the listener's chains, the default one last.
 func (l *Listener) All() func(yield func(*Chain) bool) {
 	return func(yield func(*Chain) bool) {
@@ -279,13 +316,13 @@ func Retired(prev, next *Snapshot) []*Chain {
 	if prev == nil {
 		return nil
 	}
-	kept := make(map[*Chain]bool)
+	kept := make(map[Handler]bool)
 	for name, l := range next.Listeners {
 		if l == prev.Listeners[name] {
 			continue
 		}
 		for c := range l.All() {
-			kept[c] = true
+			kept[c.Handler] = true
 		}
 	}
 	var out []*Chain
@@ -294,7 +331,7 @@ func Retired(prev, next *Snapshot) []*Chain {
 			continue
 		}
 		for c := range l.All() {
-			if !kept[c] {
+			if !kept[c.Handler] {
 				out = append(out, c)
 			}
 		}

@@ -29,7 +29,10 @@ const peekAhead = 1 << 10
 // Open opens a way to the server. The caller ends it with Serve or Close.
 func (p *Proxy) Open(info *exchange.Conn) (*Ahead, error) {
 	a := &Ahead{x: p.begin(info)}
-	var err error
+	err := a.x.refused()
+	if err != nil {
+		return nil, err // it will be refused when it is served, too
+	}
 	if a.server, err = a.x.connect(); err != nil {
 		return nil, err
 	}

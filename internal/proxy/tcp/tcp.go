@@ -20,6 +20,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/plan"
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
 	"github.com/heddle-mesh/heddle/internal/proxy/mtls"
+	"github.com/heddle-mesh/heddle/internal/proxy/rbac"
 	"github.com/heddle-mesh/heddle/internal/proxy/route"
 	"github.com/heddle-mesh/heddle/internal/proxy/upstream"
 	"github.com/heddle-mesh/heddle/internal/telemetry"
@@ -55,8 +56,11 @@ type Config struct {
 
 // Proxy serves the connections of one chain.
 type Proxy struct {
-	cfg  Config
-	idle time.Duration
+	cfg   Config
+	idle  time.Duration
+	rules atomic.Pointer[rbac.Engine] // nil: everybody may connect
+
+	allowed, denied *telemetry.Counter
 }
 
 // New checks cfg.
@@ -72,6 +76,12 @@ func New(cfg Config) (*Proxy, error) {
 		cfg.Context = context.Background()
 	}
 	p := &Proxy{cfg: cfg, idle: cfg.Chain.IdleTimeout}
+	p.Police(cfg.Chain.RBAC)
+	p.allowed, p.denied = new(telemetry.Counter), new(telemetry.Counter)
+	if cfg.Metrics != nil {
+		const help = "Connections that authorization policies decided about."
+		p.allowed, p.denied = cfg.Metrics.Counter("envoy_tcp_rbac_allowed", help), cfg.Metrics.Counter("envoy_tcp_rbac_denied", help)
+	}
 	if p.idle <= 0 {
 		p.idle = defaultIdleTimeout
 	}
@@ -80,6 +90,9 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	return p, nil
 }
+
+// Police puts rules in force, for connections that come from now on.
+func (p *Proxy) Police(rules []*plan.RBAC) { p.rules.Store(rbac.New(rules)) }
 
 // connection is one client's with what is known of it.
 type connection struct {
@@ -128,6 +141,14 @@ func (x *connection) serve(c net.Conn, ahead *Ahead) error {
 // server, and copies.
 func (x *connection) forward(client end, ahead *Ahead) error {
 	p := x.proxy
+	if err := x.refused(); err != nil {
+		if ahead != nil {
+			ahead.server.Close()
+		}
+		x.opened()
+		client.conn.Close()
+		return err
+	}
 	if ahead != nil {
 		defer ahead.server.Close()
 		x.opened()
@@ -172,6 +193,23 @@ func (x *connection) forward(client end, ahead *Ahead) error {
 		x.opened()
 	}
 	return x.relay(r)
+}
+
+// refused returns an error if policy does not let the client connect. Nothing was
+// read from it yet, and nothing is sent for it.
+func (x *connection) refused() error {
+	rules := x.proxy.rules.Load()
+	if rules == nil {
+		return nil
+	}
+	v := rules.Decide(&rbac.Query{Conn: x.info})
+	if !v.Denied {
+		x.proxy.allowed.Inc()
+		return nil
+	}
+	x.proxy.denied.Inc()
+	x.entry.Termination = v.Details
+	return errors.New(v.Details)
 }
 
 // relay copies, and notes how it ended.
