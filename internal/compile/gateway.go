@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	meshconfig "istio.io/api/mesh/v1alpha1"
 	networking "istio.io/api/networking/v1alpha3"
 
 	"github.com/heddle-mesh/heddle/internal/host"
@@ -175,8 +176,9 @@ func (v *View) gatewayPlan() *plan.Plan {
 			l.Chains = []*plan.FilterChain{{HTTP: &plan.HTTPChain{
 				StatPrefix:        "outbound_" + address.String(),
 				RouteName:         rc.Name,
-				ForwardClientCert: plan.SanitizeSetClientCert,
+				ForwardClientCert: edgeClientCert(v.scope.mesh.GatewayClientCert),
 				UseRemoteAddress:  true,
+				TrustedHops:       v.scope.mesh.GatewayHops,
 				AccessLog:         v.scope.mesh.AccessLogFile,
 				Metrics:           true,
 			}}}
@@ -201,6 +203,21 @@ func (v *View) gatewayPlan() *plan.Plan {
 		p.Names = v.scope.nameTable()
 	}
 	return p
+}
+
+// edgeClientCert is what a gateway does with what clients say of their certificates.
+func edgeClientCert(f meshconfig.ForwardClientCertDetails) plan.ClientCertMode {
+	switch f {
+	case meshconfig.ForwardClientCertDetails_SANITIZE:
+		return plan.SanitizeClientCert
+	case meshconfig.ForwardClientCertDetails_FORWARD_ONLY:
+		return plan.ForwardOnlyClientCert
+	case meshconfig.ForwardClientCertDetails_APPEND_FORWARD:
+		return plan.AppendForwardClientCert
+	case meshconfig.ForwardClientCertDetails_ALWAYS_FORWARD_ONLY:
+		return plan.AlwaysForwardOnlyClientCert
+	}
+	return plan.SanitizeSetClientCert
 }
 
 // gatewayClusters are shared by the gateways of a namespace.

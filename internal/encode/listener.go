@@ -181,6 +181,7 @@ func httpManager(c *plan.HTTPChain, direction plan.Direction, forGRPC bool) *hcm
 	if c.UseRemoteAddress {
 		out.UseRemoteAddress = wrapperspb.Bool(true)
 	}
+	out.XffNumTrustedHops = c.TrustedHops
 	out.ForwardClientCertDetails = hcmv3.HttpConnectionManager_ForwardClientCertDetails(c.ForwardClientCert) // same order
 	switch c.ForwardClientCert {
 	case plan.AppendForwardClientCert, plan.SanitizeSetClientCert:

@@ -244,6 +244,7 @@ func genHTTPChain(t *rapid.T) *plan.HTTPChain {
 	c := &plan.HTTPChain{
 		StatPrefix:        maybe(t, "stat", text),
 		ForwardClientCert: plan.ClientCertMode(rapid.IntRange(0, 4).Draw(t, "xfcc")),
+		TrustedHops:       rapid.Uint32Range(0, 3).Draw(t, "hops"),
 		UseRemoteAddress:  flag(t), AccessLog: maybe(t, "log", text), Metrics: flag(t),
 		RBAC: list(t, "rbac", 3, genRBAC),
 	}

@@ -21,6 +21,10 @@ type Mesh struct {
 	AccessLogFile            string
 	ConnectTimeout           time.Duration
 	ProtocolDetectionTimeout time.Duration
+	// GatewayHops is how many proxies stand in front of gateways, and GatewayClientCert
+	// what these do with x-forwarded-client-cert.
+	GatewayHops       uint32
+	GatewayClientCert meshconfig.ForwardClientCertDetails
 	// DefaultRetry is what routes without their own do; nil is the built-in.
 	DefaultRetry *networking.HTTPRetry
 
@@ -57,6 +61,8 @@ func newMesh(opts Options, cm *config.Object) *Mesh {
 		AccessLogFile:            in.AccessLogFile,
 		ConnectTimeout:           connectTimeout,
 		ProtocolDetectionTimeout: duration(in.ProtocolDetectionTimeout),
+		GatewayHops:              in.DefaultConfig.GetGatewayTopology().GetNumTrustedProxies(),
+		GatewayClientCert:        in.DefaultConfig.GetGatewayTopology().GetForwardClientCertDetails(),
 		DefaultRetry:             in.DefaultHttpRetryPolicy,
 		ServiceExportTo:          in.DefaultServiceExportTo,
 		VirtualServiceExportTo:   in.DefaultVirtualServiceExportTo,
@@ -78,6 +84,7 @@ func newMesh(opts Options, cm *config.Object) *Mesh {
 	p.Flag(m.AutoMTLS)
 	p.Number(uint64(m.ConnectTimeout))
 	p.Number(uint64(m.ProtocolDetectionTimeout))
+	p.Number(uint64(m.GatewayHops)<<32 | uint64(m.GatewayClientCert))
 	p.Flag(m.DefaultRetry != nil)
 	if m.DefaultRetry != nil {
 		p.message(m.DefaultRetry)

@@ -127,6 +127,9 @@ type HTTPChain struct {
 	// UseRemoteAddress trusts the connection's source address, not the
 	// x-forwarded-for header, as the client's: true at the edge.
 	UseRemoteAddress bool
+	// TrustedHops is how many proxies in front are believed what they say in
+	// x-forwarded-for.
+	TrustedHops uint32
 	// AccessLog is the file, "" for none; "/dev/stdout" is the usual.
 	AccessLog string
 	// Metrics turns Istio's standard metrics on.

@@ -164,6 +164,7 @@ func (h *HTTPChain) summary() string {
 		w.add("inline")
 	}
 	w.addIf(h.UseRemoteAddress, "remote-address")
+	w.addIf(h.TrustedHops > 0, "hops=%d", h.TrustedHops)
 	switch h.ForwardClientCert {
 	case ForwardOnlyClientCert:
 		w.add("xfcc=forward")

@@ -165,6 +165,7 @@ var meshConfig = sync.OnceValue(func() *Kind {
 			"discoverySelectors",
 			"trustDomain", "trustDomainAliases", "rootNamespace", "enableAutoMtls",
 			"outboundTrafficPolicy.mode=ALLOW_ANY|REGISTRY_ONLY",
+			"defaultConfig.gatewayTopology.numTrustedProxies", "defaultConfig.gatewayTopology.forwardClientCertDetails",
 			"accessLogFile", "connectTimeout", "protocolDetectionTimeout",
 			"defaultHttpRetryPolicy.attempts", "defaultHttpRetryPolicy.perTryTimeout", "defaultHttpRetryPolicy.retryOn",
 			"defaultHttpRetryPolicy.retryIgnorePreviousHosts",

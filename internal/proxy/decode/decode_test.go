@@ -119,8 +119,6 @@ func TestWhatIsRefused(t *testing.T) {
 		"no router": {ListenerType, hcmWith(`"http_filters":[]`), `http_filters: do not end in the router`},
 		"path rewriting before the match": {ListenerType, hcmWith(`"merge_slashes":true,"http_filters":[` + routerJSON + `]`),
 			`merge_slashes: is not supported`},
-		"trusted hops": {ListenerType, hcmWith(`"xff_num_trusted_hops":1,"http_filters":[` + routerJSON + `]`),
-			`xff_num_trusted_hops: is not supported`},
 		"HTTP/2 only": {ListenerType, hcmWith(`"codec_type":"HTTP2","http_filters":[` + routerJSON + `]`),
 			`codec_type: HTTP2 is not supported`},
 		"routes by another way than ADS": {ListenerType, listenerWith(`{"name":"hcm","typed_config":{` + hcmType + `,"rds":{"route_config_name":"r","config_source":{"path":"/x"}},"http_filters":[` + routerJSON + `]}}`),

@@ -30,7 +30,7 @@ func (r *reader) typeOf(path string, a *anypb.Any) string {
 
 func (r *reader) httpChain(path string, m *hcmv3.HttpConnectionManager) *plan.HTTPChain {
 	r.only(path, m, "stat_prefix", "rds", "route_config", "http_filters", "access_log",
-		"forward_client_cert_details", "use_remote_address", "codec_type", "request_timeout",
+		"forward_client_cert_details", "use_remote_address", "xff_num_trusted_hops", "codec_type", "request_timeout",
 		// What the proxy does in its own fixed way, which is Istio's default:
 		// request ids, the server header, which parts of a certificate go into
 		// x-forwarded-client-cert, plain normalization of paths.
@@ -46,6 +46,7 @@ func (r *reader) httpChain(path string, m *hcmv3.HttpConnectionManager) *plan.HT
 	c := &plan.HTTPChain{
 		StatPrefix:       m.GetStatPrefix(),
 		UseRemoteAddress: m.GetUseRemoteAddress().GetValue(),
+		TrustedHops:      m.GetXffNumTrustedHops(),
 		AccessLog:        r.accessLog(join(path, "access_log"), m.GetAccessLog()),
 	}
 	if m.GetRequestTimeout().AsDuration() != 0 {

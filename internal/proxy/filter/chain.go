@@ -73,7 +73,7 @@ func compose(cfg Config, rules func() *rbac.Engine) chain {
 		serverheader.New(serverheader.Config{Direction: cfg.Direction}),
 		// First on the way in: at the edge it removes what strangers must not say,
 		// and everything below may believe what is left.
-		forwarded.New(forwarded.Config{UseRemoteAddress: cfg.Chain.UseRemoteAddress}),
+		forwarded.New(forwarded.Config{UseRemoteAddress: cfg.Chain.UseRemoteAddress, TrustedHops: int(cfg.Chain.TrustedHops)}),
 		// Before anything that could log or decide by the client's certificate.
 		clientcert.New(clientcert.Config{Mode: cfg.Chain.ForwardClientCert}),
 		// Before anything that answers, so that all answers have an id in the log.

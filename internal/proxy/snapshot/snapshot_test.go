@@ -219,3 +219,57 @@ func TestInlineRoutesAndTLSAreBuilt(t *testing.T) {
 		t.Errorf("All yields %d chains, want 2", n)
 	}
 }
+
+// policed is a handler that takes policies.
+type policed struct {
+	handler
+	policies []*plan.HTTPChain
+}
+
+func (p *policed) Police(c *plan.HTTPChain) { p.policies = append(p.policies, c) }
+
+// TestAChangeOfPolicyKeepsTheChain holds that it acts on connections that are open,
+// when it is published, and closes none.
+func TestAChangeOfPolicyKeepsTheChain(t *testing.T) {
+	live := &Live{}
+	d := deps(live)
+	d.HTTP = func(p *plan.HTTPChain, _ plan.Direction, _ func() *route.Table) (Handler, error) {
+		return &policed{handler: handler{http: p}}, nil
+	}
+	listener := func(action plan.RBACAction, metrics bool) *plan.Listener {
+		l := httpListener("a", "0.0.0.0:80", "r")
+		l.Chains[0].HTTP.RBAC = []*plan.RBAC{{Action: action, Enforced: true}}
+		l.Chains[0].HTTP.Metrics = metrics
+		return l
+	}
+	one, err := Build(stateOf(nil, listener(plan.Deny, false)), nil, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	live.Publish(one)
+	h := one.Listeners["a"].Chains[0].Handler.(*policed)
+
+	next := listener(plan.Allow, false)
+	two, err := Build(stateOf(nil, next), one, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := two.Listeners["a"].Chains[0]; c.Handler != h || c.Plan != next.Chains[0] || len(h.policies) != 0 {
+		t.Errorf("the handler is another, or heard too early: %v", h.policies)
+	}
+	live.Publish(two)
+	if len(h.policies) != 1 || h.policies[0] != next.Chains[0].HTTP {
+		t.Errorf("the policies heard of are %v", h.policies)
+	}
+	if gone := Retired(one, two); len(gone) != 0 {
+		t.Errorf("%d chains are retired", len(gone))
+	}
+
+	three, err := Build(stateOf(nil, listener(plan.Allow, true)), two, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if three.Listeners["a"].Chains[0].Handler == h || len(Retired(two, three)) != 1 {
+		t.Error("a change of something else keeps the handler")
+	}
+}

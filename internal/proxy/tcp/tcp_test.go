@@ -257,6 +257,30 @@ func TestBytesPassBothWaysAndAreCounted(t *testing.T) {
 	})
 }
 
+// TestARefusedClientReachesNoServer holds that policy is asked before anything else:
+// the server hears of nothing, and the log says by which rule.
+func TestARefusedClientReachesNoServer(t *testing.T) {
+	networks(t, func(t *testing.T, network socket.Network, listen, server netip.AddrPort) {
+		addr := serve(t, network, server, func(net.Conn) { t.Error("the server was called") })
+		chain := plainChain()
+		chain.RBAC = []*plan.RBAC{{Action: plan.Deny, Enforced: true, Rules: []*plan.RBACRule{{Name: "ns[a]-policy[b]-rule[0]"}}}}
+		p := start(t, network, listen, cluster(nil), endpointsOf(addr), chain, nil, nil, nil)
+		c := dial(t, network, p.listen)
+		if b, _ := io.ReadAll(c); len(b) > 0 {
+			t.Errorf("the client reads %q", b)
+		}
+		if err := <-p.served; err == nil {
+			t.Error("no error")
+		}
+		if !strings.Contains(p.logged(), "rbac_access_denied_matched_policy[ns[a]-policy[b]-rule[0]]") {
+			t.Errorf("the log is %s", p.logged())
+		}
+		if _, err := p.proxy.Open(&exchange.Conn{Remote: p.listen, Local: p.listen}); err == nil {
+			t.Error("a way is opened ahead")
+		}
+	})
+}
+
 func TestServerAnswersAfterTheClientHasEnded(t *testing.T) {
 	networks(t, func(t *testing.T, network socket.Network, at, server netip.AddrPort) {
 		server = serve(t, network, server, func(c net.Conn) {
