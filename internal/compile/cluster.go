@@ -42,8 +42,9 @@ func (s *scope) cluster(d *destination, p *model.Port, subset *networking.Subset
 	c := &plan.Cluster{
 		Name:           clusterName(p.Number, subset.GetName(), d.Host),
 		Discovery:      s.discovery(d, policy),
-		Balancing:      balancing(policy.GetLoadBalancer().GetSimple()),
 		ConnectTimeout: s.mesh.ConnectTimeout,
+		Outlier:        outlier(policy.GetOutlierDetection()),
+		PanicPercent:   positive(policy.GetOutlierDetection().GetMinHealthPercent()),
 		TLS:            s.clientTLS(d, p, subset.GetName(), policy),
 		Service:        plan.ServiceRef{Host: string(d.Host), Name: d.Name, Namespace: d.Namespace},
 	}
@@ -51,17 +52,21 @@ func (s *scope) cluster(d *destination, p *model.Port, subset *networking.Subset
 		// A ServiceEntry's own name says nothing about the host.
 		c.Service.Name = string(d.Host)
 	}
+	balance(c, d, policy.GetLoadBalancer())
 	poolOf(policy, s.mesh.ConnectTimeout).apply(c)
+	c.RetryBudget = retryBudget(policy.GetRetryBudget())
 	if d.rule != nil {
 		c.Origin = origin("destination-rule", d.rule.Meta)
 	}
 	switch c.Discovery {
 	case plan.EDS:
-		if n := edsName(c.Name, d, subset); n != c.Name {
+		near := s.preference(policy)
+		c.LocalityWeighted = near.weighted()
+		if n := edsName(c.Name, d, subset, near); n != c.Name {
 			c.ServiceName = n
 		}
 	case plan.OriginalDst:
-		c.Balancing = plan.ClusterProvided
+		c.Balancing, c.MinRing, c.TableSize, c.Warmup = plan.ClusterProvided, 0, 0, nil
 		if c.TLS != nil {
 			c.TLS.Auto = false // endpoints are not known one by one
 		}
@@ -100,14 +105,100 @@ func (s *scope) discovery(d *destination, policy *networking.TrafficPolicy) plan
 	return plan.EDS
 }
 
-func balancing(simple networking.LoadBalancerSettings_SimpleLB) plan.Balancing {
-	switch simple {
+// balance says how a cluster's endpoints are chosen.
+func balance(c *plan.Cluster, d *destination, in *networking.LoadBalancerSettings) {
+	switch in.GetSimple() {
 	case networking.LoadBalancerSettings_ROUND_ROBIN:
-		return plan.RoundRobin
+		c.Balancing = plan.RoundRobin
 	case networking.LoadBalancerSettings_RANDOM:
-		return plan.Random
+		c.Balancing = plan.Random
+	default:
+		if d.rule != nil && d.rule.Balancer == "peak-ewma" {
+			c.Balancing = plan.PeakEWMA
+		}
 	}
-	return plan.LeastRequest
+	if h := in.GetConsistentHash(); h != nil {
+		c.Balancing, c.MinRing = plan.RingHash, h.MinimumRingSize
+		switch a := h.HashAlgorithm.(type) {
+		case *networking.LoadBalancerSettings_ConsistentHashLB_RingHash_:
+			c.MinRing = a.RingHash.MinimumRingSize
+		case *networking.LoadBalancerSettings_ConsistentHashLB_Maglev:
+			c.Balancing, c.MinRing, c.TableSize = plan.Maglev, 0, a.Maglev.TableSize
+		}
+	}
+	if c.Balancing != plan.RoundRobin && c.Balancing != plan.LeastRequest {
+		return // the others give a new host its place at once
+	}
+	w := &plan.Warmup{MinPercent: 10, Aggression: 1}
+	switch {
+	case in.GetWarmup() != nil:
+		w.Duration = in.Warmup.Duration.AsDuration()
+		if p := in.Warmup.MinimumPercent; p != nil {
+			w.MinPercent = p.Value
+		}
+		if a := in.Warmup.Aggression; a != nil {
+			w.Aggression = a.Value
+		}
+	case in.GetWarmupDurationSecs() != nil:
+		w.Duration = in.WarmupDurationSecs.AsDuration()
+	}
+	if w.Duration > 0 {
+		c.Warmup = w
+	}
+}
+
+// outlier translates when hosts are ejected; without a block none is.
+func outlier(in *networking.OutlierDetection) *plan.Outlier {
+	if in == nil {
+		return nil
+	}
+	// Envoy's defaults, of which Istio changes only that gateway errors do not
+	// eject by themselves.
+	out := &plan.Outlier{
+		Consecutive5xx: 5,
+		SplitLocal:     in.SplitExternalLocalOriginErrors,
+		Interval:       10 * time.Second,
+		BaseEjection:   30 * time.Second,
+		MaxPercent:     10,
+		Codes:          in.OutlierDetectionHttpErrorCodes,
+	}
+	if n := in.Consecutive_5XxErrors; n != nil {
+		out.Consecutive5xx = n.Value
+	} else if in.ConsecutiveErrors > 0 {
+		out.Consecutive5xx = uint32(in.ConsecutiveErrors)
+	}
+	out.ConsecutiveGateway = in.ConsecutiveGatewayErrors.GetValue()
+	if out.SplitLocal {
+		out.ConsecutiveLocal = 5
+		if n := in.ConsecutiveLocalOriginFailures; n != nil {
+			out.ConsecutiveLocal = n.Value
+		}
+	}
+	if t := in.Interval; t.AsDuration() > 0 {
+		out.Interval = t.AsDuration()
+	}
+	if t := in.BaseEjectionTime; t.AsDuration() > 0 {
+		out.BaseEjection = t.AsDuration()
+	}
+	if in.MaxEjectionPercent > 0 {
+		out.MaxPercent = uint32(in.MaxEjectionPercent)
+	}
+	return out
+}
+
+// retryBudget is Envoy's where it leaves something out.
+func retryBudget(in *networking.TrafficPolicy_RetryBudget) *plan.RetryBudget {
+	if in == nil {
+		return nil
+	}
+	out := &plan.RetryBudget{Percent: 20, MinRetries: 3}
+	if in.Percent != nil {
+		out.Percent = in.Percent.Value
+	}
+	if in.MinRetryConcurrency > 0 {
+		out.MinRetries = in.MinRetryConcurrency
+	}
+	return out
 }
 
 func (s *scope) passthroughCluster() *plan.Cluster {
@@ -126,35 +217,49 @@ func blackHoleCluster() *plan.Cluster {
 
 // policyFor returns what a rule says about a port of a host, or of a subset. A
 // port's settings replace those of the whole, also where they say nothing; a
-// subset inherits what it leaves out.
+// subset inherits what it leaves out. What ports cannot say holds for them too.
 // Source: Istio, MergeTrafficPolicy.
 func policyFor(rule *model.DestinationRule, subset *networking.Subset, p *model.Port) *networking.TrafficPolicy {
 	if rule == nil {
 		return nil
 	}
 	out := forPort(rule.Policy, p)
-	if in := subset.GetTrafficPolicy(); in != nil {
-		if out == nil {
-			out = &networking.TrafficPolicy{}
-		}
-		if port := portSettings(in, p); port != nil {
-			return forPort(in, p)
-		}
-		out = &networking.TrafficPolicy{
-			LoadBalancer:   cmp.Or(in.LoadBalancer, out.LoadBalancer),
-			ConnectionPool: cmp.Or(in.ConnectionPool, out.ConnectionPool),
-			Tls:            cmp.Or(in.Tls, out.Tls),
-		}
+	in := subset.GetTrafficPolicy()
+	if in == nil {
+		return out
 	}
-	return out
+	if out == nil {
+		out = &networking.TrafficPolicy{}
+	}
+	own := forPort(in, p)
+	merged := &networking.TrafficPolicy{
+		LoadBalancer:     own.LoadBalancer,
+		ConnectionPool:   own.ConnectionPool,
+		OutlierDetection: own.OutlierDetection,
+		Tls:              own.Tls,
+		Tunnel:           cmp.Or(in.Tunnel, out.Tunnel),
+		ProxyProtocol:    cmp.Or(in.ProxyProtocol, out.ProxyProtocol),
+		RetryBudget:      cmp.Or(in.RetryBudget, out.RetryBudget),
+	}
+	if portSettings(in, p) == nil {
+		merged.LoadBalancer = cmp.Or(in.LoadBalancer, out.LoadBalancer)
+		merged.ConnectionPool = cmp.Or(in.ConnectionPool, out.ConnectionPool)
+		merged.OutlierDetection = cmp.Or(in.OutlierDetection, out.OutlierDetection)
+		merged.Tls = cmp.Or(in.Tls, out.Tls)
+	}
+	return merged
 }
 
 func forPort(in *networking.TrafficPolicy, p *model.Port) *networking.TrafficPolicy {
 	if port := portSettings(in, p); port != nil {
 		return &networking.TrafficPolicy{
-			LoadBalancer:   port.LoadBalancer,
-			ConnectionPool: port.ConnectionPool,
-			Tls:            port.Tls,
+			LoadBalancer:     port.LoadBalancer,
+			ConnectionPool:   port.ConnectionPool,
+			OutlierDetection: port.OutlierDetection,
+			Tls:              port.Tls,
+			Tunnel:           in.Tunnel,
+			ProxyProtocol:    in.ProxyProtocol,
+			RetryBudget:      in.RetryBudget,
 		}
 	}
 	return in
@@ -171,19 +276,21 @@ func portSettings(in *networking.TrafficPolicy, p *model.Port) *networking.Traff
 
 // pool limits the connections of a cluster; 0 is no limit.
 type pool struct {
-	connect                               time.Duration
-	connections, pending, requests, reuse uint32
-	idle                                  time.Duration
+	connect, idle, age                             time.Duration
+	connections, pending, requests, reuse, retries uint32
+	keepalive                                      *plan.Keepalive
 }
 
 func poolOf(policy *networking.TrafficPolicy, connect time.Duration) pool {
 	tcp, http := policy.GetConnectionPool().GetTcp(), policy.GetConnectionPool().GetHttp()
 	p := pool{
 		connect:     connect,
+		age:         max(tcp.GetMaxConnectionDuration().AsDuration(), 0),
 		connections: positive(tcp.GetMaxConnections()),
 		pending:     positive(http.GetHttp1MaxPendingRequests()),
 		requests:    positive(http.GetHttp2MaxRequests()),
 		reuse:       positive(http.GetMaxRequestsPerConnection()),
+		retries:     positive(http.GetMaxRetries()),
 	}
 	if t := tcp.GetConnectTimeout(); t != nil && t.AsDuration() > 0 {
 		p.connect = t.AsDuration()
@@ -193,6 +300,9 @@ func poolOf(policy *networking.TrafficPolicy, connect time.Duration) pool {
 		p.idle = t.AsDuration()
 	} else if t := tcp.GetIdleTimeout(); t != nil {
 		p.idle = t.AsDuration()
+	}
+	if k := tcp.GetTcpKeepalive(); k != nil {
+		p.keepalive = &plan.Keepalive{Time: k.Time.AsDuration(), Interval: k.Interval.AsDuration(), Probes: k.Probes}
 	}
 	return p
 }
@@ -204,14 +314,22 @@ func (p pool) apply(c *plan.Cluster) {
 		c.ConnectTimeout = p.connect
 	}
 	c.MaxConnections, c.MaxPending, c.MaxRequests, c.MaxPerConn = p.connections, p.pending, p.requests, p.reuse
-	c.IdleTimeout = p.idle
+	c.MaxRetries = p.retries
+	c.IdleTimeout, c.MaxConnAge, c.Keepalive = p.idle, p.age, p.keepalive
 }
 
 func (p pool) print(to *model.Printer) {
-	to.Number(uint64(p.connect))
-	to.Number(uint64(p.idle))
-	for _, n := range [...]uint32{p.connections, p.pending, p.requests, p.reuse} {
+	for _, t := range [...]time.Duration{p.connect, p.idle, p.age} {
+		to.Number(uint64(t))
+	}
+	for _, n := range [...]uint32{p.connections, p.pending, p.requests, p.reuse, p.retries} {
 		to.Number(uint64(n))
+	}
+	to.Flag(p.keepalive != nil)
+	if k := p.keepalive; k != nil {
+		to.Number(uint64(k.Time))
+		to.Number(uint64(k.Interval))
+		to.Number(uint64(k.Probes))
 	}
 }
 

@@ -24,7 +24,8 @@ import (
 // precedence, and the rule that its own namespace goes by. Callers to whom a
 // different one is visible ask under a longer name; see edsName.
 func Endpoints(w *model.World, edsName string) (*plan.LoadAssignment, bool) {
-	name, extra, extended := strings.Cut(edsName, edsMark)
+	name, near, _ := strings.Cut(edsName, nearMark)
+	name, extra, extended := strings.Cut(name, edsMark)
 	part := strings.Split(name, "|")
 	if len(part) != 4 || part[0] != "outbound" {
 		return nil, false
@@ -54,10 +55,11 @@ func Endpoints(w *model.World, edsName string) (*plan.LoadAssignment, bool) {
 		}
 		labels = in.Labels
 	}
-	return assignment(w, s, edsName, uint16(number), labels), true
+	return assignment(w, s, edsName, uint16(number), labels, parsePreference(near)), true
 }
 
-func assignment(w *model.World, s *model.Service, edsName string, port uint16, labels map[string]string) *plan.LoadAssignment {
+func assignment(w *model.World, s *model.Service, edsName string, port uint16, labels map[string]string, near *preference) *plan.LoadAssignment {
+	labelled := map[netip.AddrPort]map[string]string{}
 	at := map[plan.Locality][]plan.Endpoint{}
 	for _, e := range w.Endpoints(s).ByPort[port] {
 		if !e.Address.IsValid() || !match.Labels(labels, e.Labels) {
@@ -78,6 +80,9 @@ func assignment(w *model.World, s *model.Service, edsName string, port uint16, l
 		if e.Draining {
 			out.Health = plan.Draining
 		}
+		if near != nil {
+			labelled[out.Address] = e.Labels
+		}
 		l := plan.Locality(e.Locality)
 		at[l] = append(at[l], out)
 	}
@@ -89,7 +94,7 @@ func assignment(w *model.World, s *model.Service, edsName string, port uint16, l
 		}
 		la.Localities = append(la.Localities, group)
 	}
-	return la
+	return near.arrange(la, func(e *plan.Endpoint) map[string]string { return labelled[e.Address] })
 }
 
 func compareLocality(a, b plan.Locality) int {
@@ -102,15 +107,16 @@ const edsMark = "~"
 
 // edsName returns the name under which a cluster's endpoints are asked for:
 // "outbound|80|v1|host", or, if the short road would understand that otherwise
-// than these callers do, "outbound|80|v1|host~namespace~label=value,…".
-func edsName(cluster string, d *destination, subset *networking.Subset) string {
+// than these callers do, "outbound|80|v1|host~namespace~label=value,…". The order in
+// which these callers prefer endpoints follows at the end.
+func edsName(cluster string, d *destination, subset *networking.Subset, near *preference) string {
 	same := d.main
 	if subset != nil {
 		home := d.home.Subset(subset.Name)
 		same = same && home != nil && maps.Equal(home.Labels, subset.Labels)
 	}
 	if same {
-		return cluster
+		return cluster + near.String()
 	}
 	var b strings.Builder
 	b.WriteString(cluster + edsMark + d.Namespace + edsMark)
@@ -120,6 +126,7 @@ func edsName(cluster string, d *destination, subset *networking.Subset) string {
 		}
 		b.WriteString(k + "=" + subset.Labels[k])
 	}
+	b.WriteString(near.String())
 	return b.String()
 }
 

@@ -94,11 +94,17 @@ func (s *scope) grpcDomains(d *destination, port uint16) []string {
 	return out
 }
 
-// grpcCluster keeps what such a client understands: of the ways to choose an
-// endpoint, all but a random one.
+// grpcCluster keeps what such a client understands of the ways to choose an
+// endpoint, and gives it the nearest to the others.
 func grpcCluster(c *plan.Cluster) *plan.Cluster {
-	if c.Balancing == plan.Random {
+	switch c.Balancing {
+	case plan.Random:
 		c.Balancing = plan.RoundRobin
+	case plan.Maglev:
+		c.Balancing, c.TableSize = plan.RingHash, 0
+	case plan.PeakEWMA:
+		c.Balancing = plan.LeastRequest
 	}
+	c.Warmup = nil
 	return c
 }

@@ -139,11 +139,20 @@ func (s *scope) clientTLS(d *destination, p *model.Port, subset string, policy *
 	if in.CaCertificates != "" {
 		t.Roots = "file-root:" + in.CaCertificates
 	}
+	if in.CredentialName != "" {
+		t.Roots = "kubernetes://" + in.CredentialName + "-cacert"
+	}
+	if in.InsecureSkipVerify.GetValue() {
+		t.Roots, t.SubjectAltNames, t.Unverified = "", nil, true
+	}
 	if t.SNI == "" && !d.Host.IsWildcard() {
 		t.SNI = string(d.Host)
 	}
 	if in.Mode == networking.ClientTLSSettings_MUTUAL {
 		t.Certificate = "file-cert:" + in.ClientCertificate + "~" + in.PrivateKey
+		if in.CredentialName != "" {
+			t.Certificate = "kubernetes://" + in.CredentialName
+		}
 	}
 	return t
 }

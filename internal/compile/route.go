@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strconv"
@@ -52,6 +53,11 @@ func (r rules) route(v *model.VirtualService, in *networking.HTTPRoute, m *netwo
 	if m.GetName() != "" {
 		out.Name = in.Name + "." + m.Name
 	}
+	out.StatPrefix = m.GetStatPrefix()
+	var authority string
+	out.Headers, authority = headers(in.Headers)
+	out.CORS = cors(in.CorsPolicy)
+	out.Fault = fault(in.Fault)
 	switch {
 	case in.Redirect != nil:
 		out.Redirect = r.redirect(in.Redirect)
@@ -66,20 +72,29 @@ func (r rules) route(v *model.VirtualService, in *networking.HTTPRoute, m *netwo
 		}
 		return out
 	}
-	shares := make([]share, len(in.Route))
-	for i, d := range in.Route {
-		shares[i] = share{d.Destination, d.Weight}
-	}
-	out.Clusters, _, _ = r.split(v, shares)
+	out.Clusters = r.httpSplit(v, in.Route)
 	if len(out.Clusters) == 0 {
 		return nil
 	}
 	if in.Timeout != nil {
 		out.Timeout = in.Timeout.AsDuration()
 	}
-	out.Retry = r.scope.retry(in.Retries)
-	out.PrefixRewrite = in.Rewrite.GetUri()
-	out.HostRewrite = in.Rewrite.GetAuthority()
+	out.Hash = r.hash(v, in.Route)
+	out.Retry = r.scope.retry(in.Retries, len(out.Hash) > 0)
+	if re := in.Rewrite.GetUriRegexRewrite(); re != nil {
+		out.RegexRewrite = &plan.RegexRewrite{Pattern: re.Match, Substitution: re.Rewrite}
+	} else {
+		out.PrefixRewrite = in.Rewrite.GetUri()
+	}
+	out.HostRewrite = cmp.Or(in.Rewrite.GetAuthority(), authority)
+	if len(out.Clusters) == 1 && out.Clusters[0].Weight == 0 {
+		// What a whole route's only destination changes, the route changes.
+		only := &out.Clusters[0]
+		out.Headers = joinHeaders(out.Headers, only.Headers)
+		out.HostRewrite = cmp.Or(out.HostRewrite, only.HostRewrite)
+		only.Headers, only.HostRewrite = nil, ""
+	}
+	out.Mirrors = r.mirrors(v, in)
 	first := in.Route[0].Destination
 	_, d, p := r.destination(v, first)
 	out.Decorator = decorator(d, p, out.Clusters[0].Cluster)
@@ -136,23 +151,36 @@ const hostReopen = 5
 
 // retry translates a policy; without one, the mesh's default counts. Zero
 // attempts turn retries off.
-func (s *scope) retry(in *networking.HTTPRetry) *plan.Retry {
+//
+// sticky says that requests have an endpoint of their own: then a retry goes to
+// the same one unless the policy wants otherwise.
+func (s *scope) retry(in *networking.HTTPRetry, sticky bool) *plan.Retry {
+	out := defaultRetry()
+	if sticky {
+		out.HostReopen = 0
+	}
 	if in == nil {
 		in = s.mesh.DefaultRetry
 	}
 	if in == nil {
-		return defaultRetry()
+		return out
 	}
 	if in.Attempts <= 0 {
 		return nil
 	}
-	out := defaultRetry()
+	out.Remote = in.RetryRemoteLocalities.GetValue()
+	if b := in.Backoff; b != nil {
+		out.Backoff = b.AsDuration()
+	}
 	out.Attempts = uint32(in.Attempts)
 	if in.PerTryTimeout != nil {
 		out.PerTry = in.PerTryTimeout.AsDuration()
 	}
-	if in.RetryIgnorePreviousHosts != nil && !in.RetryIgnorePreviousHosts.Value {
+	if ignore := in.RetryIgnorePreviousHosts; ignore != nil {
 		out.HostReopen = 0
+		if ignore.Value {
+			out.HostReopen = hostReopen
+		}
 	}
 	if in.RetryOn != "" {
 		out.On = nil

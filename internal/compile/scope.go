@@ -35,6 +35,7 @@ type scopeKey struct {
 	capture   bool
 	http2     bool
 	callers   string // the labels that some rule asks for, as text
+	at        model.Locality
 }
 
 // destination is a service as the scope's callers see it.
@@ -61,6 +62,8 @@ type sourceLabels struct{}
 func scopeFor(w *model.World, p *Proxy) *scope {
 	keys := w.Memo(sourceLabels{}, func() any { return sourceLabelKeys(w) }).([]string)
 	keys = append(slices.Clone(keys), w.SelectorLabels(p.Namespace)...)
+	near := w.Memo(nearnessKey{}, func() any { return nearnessOf(w) }).(nearness)
+	keys = append(keys, near.labels...)
 	slices.Sort(keys)
 	labels := map[string]string{}
 	var text strings.Builder
@@ -71,7 +74,10 @@ func scopeFor(w *model.World, p *Proxy) *scope {
 			text.WriteString(k + "=" + v + ",")
 		}
 	}
-	key := scopeKey{p.Class, p.Namespace, p.DNSCapture, p.HTTP2, text.String()}
+	key := scopeKey{p.Class, p.Namespace, p.DNSCapture, p.HTTP2, text.String(), model.Locality{}}
+	if near.used {
+		key.at = self(w, p).Locality
+	}
 	return w.Memo(key, func() any { return newScope(w, key, labels) }).(*scope)
 }
 
@@ -152,7 +158,7 @@ func newScope(w *model.World, key scopeKey, labels map[string]string) *scope {
 func (s *scope) seal() {
 	p := model.NewPrinter()
 	p.Number(uint64(s.class))
-	p.Text(s.namespace, s.domain, s.callers)
+	p.Text(s.namespace, s.domain, s.callers, s.at.Region, s.at.Zone, s.at.SubZone)
 	p.Flag(s.capture)
 	p.Flag(s.http2)
 	p.Print(s.mesh.Print)

@@ -131,11 +131,13 @@ func (s *scope) serviceRoutes(d *destination, port uint16) []*plan.Route {
 			return routes
 		}
 	}
+	hash := s.hashOf(d, d.Port(port), "")
 	return []*plan.Route{{
 		Name:      "default",
 		Match:     routeMatch(nil),
 		Clusters:  to(clusterName(port, "", d.Host)),
-		Retry:     s.retry(nil),
+		Hash:      hash,
+		Retry:     s.retry(nil, len(hash) > 0),
 		Decorator: hostPort(d.Host, port) + "/*",
 	}}
 }

@@ -2,11 +2,15 @@ package encode
 
 import (
 	"math"
+	"strconv"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	matchv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/matcher/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	httpoptionsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -29,10 +33,17 @@ func cluster(c *plan.Cluster, forGRPC bool) *clusterv3.Cluster {
 	case plan.Static, plan.StrictDNS, plan.LogicalDNS:
 		out.LoadAssignment = staticAssignment(c.Name, c.Static)
 	}
+	balanced(out, c)
+	if c.Outlier != nil {
+		out.OutlierDetection = outlier(c.Outlier)
+	}
+	if k := c.Keepalive; k != nil {
+		out.UpstreamConnectionOptions = &clusterv3.UpstreamConnectionOptions{TcpKeepalive: keepalive(k)}
+	}
 	if c.ConnectTimeout > 0 {
 		out.ConnectTimeout = durationpb.New(c.ConnectTimeout)
 	}
-	if c.MaxPerConn > 0 || c.IdleTimeout > 0 {
+	if c.MaxPerConn > 0 || c.IdleTimeout > 0 || c.MaxConnAge > 0 || c.Outlier != nil && len(c.Outlier.Codes) > 0 {
 		out.TypedExtensionProtocolOptions = httpOptions(c)
 	}
 	if c.BindAddress.IsValid() {
@@ -72,6 +83,133 @@ var balancings = map[plan.Balancing]clusterv3.Cluster_LbPolicy{
 	plan.RoundRobin:      clusterv3.Cluster_ROUND_ROBIN,
 	plan.Random:          clusterv3.Cluster_RANDOM,
 	plan.ClusterProvided: clusterv3.Cluster_CLUSTER_PROVIDED,
+	plan.RingHash:        clusterv3.Cluster_RING_HASH,
+	plan.Maglev:          clusterv3.Cluster_MAGLEV,
+	// To others than Heddle's proxy, the nearest to it; see balancerKey.
+	plan.PeakEWMA: clusterv3.Cluster_LEAST_REQUEST,
+}
+
+// balancerKey is where a cluster's metadata names a way of balancing that Envoy
+// does not have.
+const balancerKey = "dev.heddle"
+
+// balanced adds what the way of balancing needs.
+func balanced(out *clusterv3.Cluster, c *plan.Cluster) {
+	size := func(n uint64) *wrapperspb.UInt64Value {
+		if n == 0 {
+			return nil
+		}
+		return wrapperspb.UInt64(n)
+	}
+	switch c.Balancing {
+	case plan.RingHash:
+		out.LbConfig = &clusterv3.Cluster_RingHashLbConfig_{RingHashLbConfig: &clusterv3.Cluster_RingHashLbConfig{
+			MinimumRingSize: size(c.MinRing),
+		}}
+	case plan.Maglev:
+		out.LbConfig = &clusterv3.Cluster_MaglevLbConfig_{MaglevLbConfig: &clusterv3.Cluster_MaglevLbConfig{
+			TableSize: size(c.TableSize),
+		}}
+	case plan.LeastRequest:
+		if c.Warmup != nil {
+			out.LbConfig = &clusterv3.Cluster_LeastRequestLbConfig_{LeastRequestLbConfig: &clusterv3.Cluster_LeastRequestLbConfig{
+				SlowStartConfig: slowStart(c.Warmup),
+			}}
+		}
+	case plan.RoundRobin:
+		if c.Warmup != nil {
+			out.LbConfig = &clusterv3.Cluster_RoundRobinLbConfig_{RoundRobinLbConfig: &clusterv3.Cluster_RoundRobinLbConfig{
+				SlowStartConfig: slowStart(c.Warmup),
+			}}
+		}
+	case plan.PeakEWMA:
+		if out.Metadata == nil {
+			out.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{}}
+		}
+		out.Metadata.FilterMetadata[balancerKey] = structOf(fields{"balancing": "peak-ewma"})
+	case plan.ClusterProvided:
+		return // nothing is chosen
+	}
+	common := &clusterv3.Cluster_CommonLbConfig{
+		// Absent, it would be 50. Source: Istio leaves panic to operators.
+		HealthyPanicThreshold: &typev3.Percent{Value: float64(c.PanicPercent)},
+	}
+	if c.LocalityWeighted {
+		common.LocalityConfigSpecifier = &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig_{
+			LocalityWeightedLbConfig: &clusterv3.Cluster_CommonLbConfig_LocalityWeightedLbConfig{},
+		}
+	}
+	out.CommonLbConfig = common
+}
+
+func slowStart(w *plan.Warmup) *clusterv3.Cluster_SlowStartConfig {
+	return &clusterv3.Cluster_SlowStartConfig{
+		SlowStartWindow:  durationpb.New(w.Duration),
+		MinWeightPercent: &typev3.Percent{Value: w.MinPercent},
+		Aggression:       &corev3.RuntimeDouble{DefaultValue: w.Aggression, RuntimeKey: "dr.warmup.aggression"},
+	}
+}
+
+// outlier states every field, because what Envoy takes for an absent one ejects.
+func outlier(o *plan.Outlier) *clusterv3.OutlierDetection {
+	count := func(n uint32) *wrapperspb.UInt32Value { return wrapperspb.UInt32(n) }
+	enforce := func(n uint32) *wrapperspb.UInt32Value {
+		if n == 0 {
+			return wrapperspb.UInt32(0)
+		}
+		return wrapperspb.UInt32(100)
+	}
+	out := &clusterv3.OutlierDetection{
+		Consecutive_5Xx:                    count(o.Consecutive5xx),
+		EnforcingConsecutive_5Xx:           enforce(o.Consecutive5xx),
+		ConsecutiveGatewayFailure:          count(o.ConsecutiveGateway),
+		EnforcingConsecutiveGatewayFailure: enforce(o.ConsecutiveGateway),
+		EnforcingSuccessRate:               wrapperspb.UInt32(0),
+		Interval:                           durationpb.New(o.Interval),
+		BaseEjectionTime:                   durationpb.New(o.BaseEjection),
+		MaxEjectionPercent:                 count(o.MaxPercent),
+	}
+	if o.SplitLocal {
+		out.SplitExternalLocalOriginErrors = true
+		out.ConsecutiveLocalOriginFailure = count(o.ConsecutiveLocal)
+		out.EnforcingConsecutiveLocalOriginFailure = enforce(o.ConsecutiveLocal)
+		out.EnforcingLocalOriginSuccessRate = wrapperspb.UInt32(0)
+	}
+	return out
+}
+
+// errorCodes says which answers count as failures, where that is not 5xx.
+func errorCodes(o *plan.Outlier) *httpoptionsv3.HttpProtocolOptions_OutlierDetection {
+	if o == nil || len(o.Codes) == 0 {
+		return nil
+	}
+	var rules []*matchv3.MatchPredicate
+	for _, code := range o.Codes {
+		rules = append(rules, &matchv3.MatchPredicate{Rule: &matchv3.MatchPredicate_HttpResponseHeadersMatch{
+			HttpResponseHeadersMatch: &matchv3.HttpHeadersMatch{Headers: []*routev3.HeaderMatcher{{
+				Name:                 ":status",
+				HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: stringMatch(plan.StringExact, strconv.Itoa(int(code)))},
+			}}},
+		}})
+	}
+	if len(rules) > 1 {
+		rules = []*matchv3.MatchPredicate{{Rule: &matchv3.MatchPredicate_OrMatch{OrMatch: &matchv3.MatchPredicate_MatchSet{Rules: rules}}}}
+	}
+	return &httpoptionsv3.HttpProtocolOptions_OutlierDetection{ErrorMatcher: rules[0]}
+}
+
+func keepalive(k *plan.Keepalive) *corev3.TcpKeepalive {
+	out := &corev3.TcpKeepalive{}
+	if k.Probes > 0 {
+		out.KeepaliveProbes = wrapperspb.UInt32(k.Probes)
+	}
+	if k.Time > 0 {
+		out.KeepaliveTime = wrapperspb.UInt32(uint32(k.Time.Seconds()))
+	}
+	if k.Interval > 0 {
+		out.KeepaliveInterval = wrapperspb.UInt32(uint32(k.Interval.Seconds()))
+	}
+	return out
 }
 
 // circuitBreakers states every limit, because Envoy's default for an absent one
@@ -83,13 +221,20 @@ func circuitBreakers(c *plan.Cluster) *clusterv3.CircuitBreakers {
 		}
 		return wrapperspb.UInt32(n)
 	}
-	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+	t := &clusterv3.CircuitBreakers_Thresholds{
 		MaxConnections:     limit(c.MaxConnections),
 		MaxPendingRequests: limit(c.MaxPending),
 		MaxRequests:        limit(c.MaxRequests),
-		MaxRetries:         limit(0),
+		MaxRetries:         limit(c.MaxRetries),
 		TrackRemaining:     true,
-	}}}
+	}
+	if b := c.RetryBudget; b != nil {
+		t.RetryBudget = &clusterv3.CircuitBreakers_Thresholds_RetryBudget{
+			BudgetPercent:       &typev3.Percent{Value: b.Percent},
+			MinRetryConcurrency: wrapperspb.UInt32(b.MinRetries),
+		}
+	}
+	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{t}}
 }
 
 const httpOptionsName = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -102,8 +247,12 @@ func httpOptions(c *plan.Cluster) map[string]*anypb.Any {
 	if c.IdleTimeout > 0 {
 		common.IdleTimeout = durationpb.New(c.IdleTimeout)
 	}
+	if c.MaxConnAge > 0 {
+		common.MaxConnectionDuration = durationpb.New(c.MaxConnAge)
+	}
 	return map[string]*anypb.Any{httpOptionsName: pack(&httpoptionsv3.HttpProtocolOptions{
 		CommonHttpProtocolOptions: common,
+		OutlierDetection:          errorCodes(c.Outlier),
 		UpstreamProtocolOptions: &httpoptionsv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &httpoptionsv3.HttpProtocolOptions_ExplicitHttpConfig{
 				ProtocolConfig: &httpoptionsv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{},

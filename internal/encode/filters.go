@@ -15,6 +15,12 @@ import (
 	"github.com/heddle-mesh/heddle/internal/plan"
 )
 
+// Names of filters to which routes speak.
+const (
+	faultFilter = "envoy.filters.http.fault"
+	corsFilter  = "envoy.filters.http.cors"
+)
+
 // httpFilters returns the filters of a chain in the order in which a request
 // passes them.
 func httpFilters(c *plan.HTTPChain, direction plan.Direction, forGRPC bool) []*hcmv3.HttpFilter {
@@ -24,7 +30,7 @@ func httpFilters(c *plan.HTTPChain, direction plan.Direction, forGRPC bool) []*h
 	}
 	if forGRPC {
 		// gRPC refuses a filter that it does not know.
-		add("envoy.filters.http.fault", &faultv3.HTTPFault{})
+		add(faultFilter, &faultv3.HTTPFault{})
 		add("envoy.filters.http.router", &routerv3.Router{})
 		return out
 	}
@@ -38,8 +44,8 @@ func httpFilters(c *plan.HTTPChain, direction plan.Direction, forGRPC bool) []*h
 	for _, r := range c.RBAC {
 		add("envoy.filters.http.rbac", httpRBAC(r))
 	}
-	add("envoy.filters.http.fault", &faultv3.HTTPFault{})
-	add("envoy.filters.http.cors", &corsv3.Cors{})
+	add(faultFilter, &faultv3.HTTPFault{})
+	add(corsFilter, &corsv3.Cors{})
 	if c.Metrics {
 		// Late, so that local answers of the filters above are counted as well.
 		add("istio.stats", typedStruct("type.googleapis.com/stats.PluginConfig", fields{}))

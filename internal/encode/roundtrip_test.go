@@ -325,10 +325,20 @@ func genCondition(t *rapid.T, from bool) plan.Condition {
 
 // genSplit makes one cluster, or several of which not all have weight 0.
 func genSplit(t *rapid.T, zeros bool) []plan.WeightedCluster {
-	if flag(t) {
-		return []plan.WeightedCluster{{Cluster: text(t), Weight: maybe(t, "weight", count)}}
+	changed := func(w plan.WeightedCluster) plan.WeightedCluster {
+		if zeros {
+			w.Headers, w.HostRewrite = maybe(t, "headers", genHeaders), maybe(t, "host", text)
+		}
+		return w
 	}
-	out := []plan.WeightedCluster{{Cluster: text(t), Weight: rapid.Uint32Range(1, 1000).Draw(t, "weight")}}
+	if flag(t) {
+		w := plan.WeightedCluster{Cluster: text(t), Weight: maybe(t, "weight", count)}
+		if w.Weight > 0 {
+			w = changed(w)
+		}
+		return []plan.WeightedCluster{w}
+	}
+	out := []plan.WeightedCluster{changed(plan.WeightedCluster{Cluster: text(t), Weight: rapid.Uint32Range(1, 1000).Draw(t, "weight")})}
 	least := uint32(1)
 	if zeros {
 		least = 0
@@ -354,6 +364,27 @@ func genRoute(t *rapid.T) *plan.Route {
 	r := &plan.Route{
 		Name: maybe(t, "name", text), Match: genMatch(t),
 		Origin: maybe(t, "origin", anyText), Decorator: maybe(t, "decorator", anyText),
+		Headers: maybe(t, "headers", genHeaders), StatPrefix: maybe(t, "stat", text),
+	}
+	if flag(t) {
+		r.CORS = &plan.CORS{
+			Methods: maybe(t, "methods", text), Headers: maybe(t, "headers", text), Expose: maybe(t, "expose", text),
+			Credentials: flag(t), ForwardUnmatched: flag(t),
+			MaxAge: rapid.SampledFrom([]string{"", "0", "86400"}).Draw(t, "max age"),
+			Origins: list(t, "origins", 2, func(t *rapid.T) plan.StringMatch {
+				kind, value := genString(t)
+				if kind == plan.StringPrefix {
+					value += "p" // every text begins with the empty one: that is "present"
+				}
+				return plan.StringMatch{Kind: kind, Value: value}
+			}),
+		}
+	}
+	if flag(t) {
+		r.Fault = &plan.Fault{Delay: span(t), DelayFraction: genFraction(t)}
+		if flag(t) {
+			r.Fault.AbortStatus, r.Fault.AbortGRPC, r.Fault.AbortFraction = rapid.Uint32Range(200, 599).Draw(t, "abort"), flag(t), genFraction(t)
+		}
 	}
 	switch rapid.IntRange(0, 5).Draw(t, "action") {
 	case 0:
@@ -373,14 +404,57 @@ func genRoute(t *rapid.T) *plan.Route {
 		r.Clusters = genSplit(t, true)
 		r.Timeout = maybe(t, "timeout", span)
 		r.PrefixRewrite, r.HostRewrite = maybe(t, "rewrite", text), maybe(t, "host", text)
+		if r.PrefixRewrite == "" && flag(t) {
+			r.RegexRewrite = &plan.RegexRewrite{Pattern: "/(" + text(t) + ")", Substitution: `\1\0` + text(t)}
+		}
+		r.Hash = list(t, "hash", 2, genHash)
+		r.Mirrors = list(t, "mirrors", 2, func(t *rapid.T) plan.Mirror {
+			return plan.Mirror{Cluster: text(t), Fraction: genFraction(t), Shadow: flag(t)}
+		})
 		if flag(t) {
 			r.Retry = &plan.Retry{
 				On: list(t, "on", 3, text), Codes: list(t, "codes", 2, count), Attempts: rapid.Uint32().Draw(t, "attempts"),
 				PerTry: maybe(t, "per try", span), HostReopen: maybe(t, "reopen", count),
+				Remote: flag(t), Backoff: maybe(t, "backoff", span),
 			}
 		}
 	}
 	return r
+}
+
+func genFraction(t *rapid.T) plan.Fraction {
+	return plan.Fraction(rapid.Uint32Range(1, plan.Million).Draw(t, "fraction"))
+}
+
+func genHeaders(t *rapid.T) *plan.Headers {
+	edit := func() plan.HeaderEdit {
+		return plan.HeaderEdit{
+			Remove: list(t, "remove", 2, func(t *rapid.T) string { return "x-" + text(t) }),
+			Put: list(t, "put", 2, func(t *rapid.T) plan.HeaderValue {
+				return plan.HeaderValue{Name: "x-" + text(t), Value: maybe(t, "value", text), Append: flag(t)}
+			}),
+		}
+	}
+	h := &plan.Headers{Request: edit(), Response: edit()}
+	h.Request.Remove = append(h.Request.Remove, "x-last")
+	return h
+}
+
+func genHash(t *rapid.T) plan.HashPolicy {
+	h := plan.HashPolicy{Kind: plan.HashKind(rapid.IntRange(0, 3).Draw(t, "hash kind")), Terminal: flag(t)}
+	if h.Kind != plan.HashSourceIP {
+		h.Name = text(t)
+	}
+	if h.Kind == plan.HashCookie {
+		h.Path = maybe(t, "path", text)
+		h.Attributes = list(t, "attributes", 2, func(t *rapid.T) plan.CookieAttribute {
+			return plan.CookieAttribute{Name: text(t), Value: maybe(t, "value", text)}
+		})
+		if h.Generate = flag(t); h.Generate {
+			h.TTL = maybe(t, "ttl", span)
+		}
+	}
+	return h
 }
 
 func genMatch(t *rapid.T) plan.RouteMatch {
@@ -430,13 +504,47 @@ func genCluster(t *rapid.T) *plan.Cluster {
 		MaxConnections: maybe(t, "connections", count), MaxPending: maybe(t, "pending", count),
 		MaxRequests: maybe(t, "requests", count), MaxPerConn: maybe(t, "per connection", count),
 		BindAddress: maybe(t, "bind", addr), Origin: maybe(t, "origin", anyText),
+		MaxRetries: maybe(t, "retries", count), MaxConnAge: maybe(t, "age", span),
+		LocalityWeighted: flag(t), PanicPercent: rapid.Uint32Range(0, 100).Draw(t, "panic"),
+	}
+	percent := func(name string) float64 { return rapid.Float64Range(0, 100).Draw(t, name) }
+	if flag(t) {
+		c.Balancing = rapid.SampledFrom([]plan.Balancing{plan.RingHash, plan.Maglev, plan.PeakEWMA}).Draw(t, "balancing")
+		switch c.Balancing {
+		case plan.RingHash:
+			c.MinRing = rapid.Uint64Range(0, 1<<20).Draw(t, "ring")
+		case plan.Maglev:
+			c.TableSize = rapid.SampledFrom([]uint64{0, 17, 65537}).Draw(t, "table")
+		}
+	} else if c.Balancing != plan.Random && flag(t) {
+		c.Warmup = &plan.Warmup{Duration: span(t), MinPercent: percent("least"), Aggression: 0.5 + percent("aggression")}
+	}
+	if flag(t) {
+		c.Outlier = &plan.Outlier{
+			Consecutive5xx: maybe(t, "5xx", count), ConsecutiveGateway: maybe(t, "gateway", count),
+			Interval: span(t), BaseEjection: span(t), MaxPercent: rapid.Uint32Range(0, 100).Draw(t, "ejected"),
+			Codes: list(t, "codes", 3, count),
+		}
+		if flag(t) {
+			c.Outlier.SplitLocal, c.Outlier.ConsecutiveLocal = true, maybe(t, "local", count)
+		}
+	}
+	seconds := func(t *rapid.T) time.Duration {
+		return time.Duration(rapid.IntRange(0, 9999).Draw(t, "seconds")) * time.Second
+	}
+	if flag(t) {
+		c.Keepalive = &plan.Keepalive{Time: seconds(t), Interval: seconds(t), Probes: maybe(t, "probes", count)}
+	}
+	if flag(t) {
+		c.RetryBudget = &plan.RetryBudget{Percent: percent("budget"), MinRetries: maybe(t, "least", count)}
 	}
 	host := func(t *rapid.T) plan.StaticEndpoint { return plan.StaticEndpoint{Host: text(t), Port: port(t)} }
 	switch c.Discovery {
 	case plan.EDS:
 		c.ServiceName = maybe(t, "service name", func(t *rapid.T) string { return "eds " + text(t) })
 	case plan.OriginalDst:
-		c.Balancing = plan.ClusterProvided
+		c.Balancing, c.MinRing, c.TableSize, c.Warmup = plan.ClusterProvided, 0, 0, nil
+		c.LocalityWeighted, c.PanicPercent = false, 0
 	case plan.Static:
 		c.Static = list(t, "static", 2, func(t *rapid.T) plan.StaticEndpoint {
 			return plan.StaticEndpoint{Host: addr(t).String(), Port: port(t)}
@@ -455,6 +563,8 @@ func genCluster(t *rapid.T) *plan.Cluster {
 		}
 		if flag(t) {
 			c.TLS.Roots, c.TLS.SubjectAltNames = text(t), list(t, "sans", 2, anyText)
+		} else {
+			c.TLS.Unverified = flag(t)
 		}
 	}
 	return c

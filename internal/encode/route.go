@@ -8,6 +8,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	previousprioritiesv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/priority/previous_priorities/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -34,13 +35,18 @@ func routeConfig(r *plan.RouteConfig, forGRPC bool) *routev3.RouteConfiguration 
 }
 
 func route(r *plan.Route, forGRPC bool) *routev3.Route {
-	out := &routev3.Route{Name: r.Name, Match: routeMatch(r.Match, forGRPC)}
+	out := &routev3.Route{Name: r.Name, Match: routeMatch(r.Match, forGRPC), StatPrefix: r.StatPrefix}
 	if r.Origin != "" {
 		out.Metadata = istioMetadata(fields{"config": r.Origin})
 	}
 	if r.Decorator != "" {
 		out.Decorator = &routev3.Decorator{Operation: r.Decorator}
 	}
+	if r.Headers != nil {
+		out.RequestHeadersToAdd, out.RequestHeadersToRemove = headerEdit(r.Headers.Request)
+		out.ResponseHeadersToAdd, out.ResponseHeadersToRemove = headerEdit(r.Headers.Response)
+	}
+	out.TypedPerFilterConfig = filterConfigs(r, forGRPC)
 	switch {
 	case len(r.Clusters) > 0:
 		out.Action = &routev3.Route_Route{Route: routeAction(r, forGRPC)}
@@ -127,21 +133,42 @@ func routeAction(r *plan.Route, forGRPC bool) *routev3.RouteAction {
 		// gRPC reads its deadline here; in Envoy this would end long streams.
 		out.MaxStreamDuration = &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: durationpb.New(r.Timeout)}
 	}
+	if re := r.RegexRewrite; re != nil {
+		out.RegexRewrite = &matcherv3.RegexMatchAndSubstitute{
+			Pattern: &matcherv3.RegexMatcher{Regex: re.Pattern}, Substitution: re.Substitution,
+		}
+	}
+	for _, h := range r.Hash {
+		out.HashPolicy = append(out.HashPolicy, hashPolicy(h))
+	}
+	for _, m := range r.Mirrors {
+		out.RequestMirrorPolicies = append(out.RequestMirrorPolicies, &routev3.RouteAction_RequestMirrorPolicy{
+			Cluster:                       m.Cluster,
+			RuntimeFraction:               &corev3.RuntimeFractionalPercent{DefaultValue: fraction(m.Fraction)},
+			DisableShadowHostSuffixAppend: !m.Shadow,
+		})
+	}
 	if r.HostRewrite != "" {
 		out.HostRewriteSpecifier = &routev3.RouteAction_HostRewriteLiteral{HostRewriteLiteral: r.HostRewrite}
 	}
 	if r.Retry != nil && !(forGRPC && r.Retry.Attempts == 0) { // gRPC refuses 0 attempts
 		out.RetryPolicy = retryPolicy(r.Retry)
 	}
-	if len(r.Clusters) == 1 && r.Clusters[0].Weight == 0 {
+	if w := r.Clusters[0]; len(r.Clusters) == 1 && w.Weight == 0 && w.Headers == nil && w.HostRewrite == "" {
 		out.ClusterSpecifier = &routev3.RouteAction_Cluster{Cluster: r.Clusters[0].Cluster}
 		return out
 	}
 	split := &routev3.WeightedCluster{}
 	for _, w := range r.Clusters {
-		split.Clusters = append(split.Clusters, &routev3.WeightedCluster_ClusterWeight{
-			Name: w.Cluster, Weight: wrapperspb.UInt32(w.Weight),
-		})
+		part := &routev3.WeightedCluster_ClusterWeight{Name: w.Cluster, Weight: wrapperspb.UInt32(w.Weight)}
+		if w.Headers != nil {
+			part.RequestHeadersToAdd, part.RequestHeadersToRemove = headerEdit(w.Headers.Request)
+			part.ResponseHeadersToAdd, part.ResponseHeadersToRemove = headerEdit(w.Headers.Response)
+		}
+		if w.HostRewrite != "" {
+			part.HostRewriteSpecifier = &routev3.WeightedCluster_ClusterWeight_HostRewriteLiteral{HostRewriteLiteral: w.HostRewrite}
+		}
+		split.Clusters = append(split.Clusters, part)
 	}
 	out.ClusterSpecifier = &routev3.RouteAction_WeightedClusters{WeightedClusters: split}
 	return out
@@ -155,6 +182,17 @@ func retryPolicy(r *plan.Retry) *routev3.RetryPolicy {
 	}
 	if r.PerTry > 0 {
 		out.PerTryTimeout = durationpb.New(r.PerTry)
+	}
+	if r.Backoff > 0 {
+		out.RetryBackOff = &routev3.RetryPolicy_RetryBackOff{BaseInterval: durationpb.New(r.Backoff)}
+	}
+	if r.Remote {
+		out.RetryPriority = &routev3.RetryPolicy_RetryPriority{
+			Name: "envoy.retry_priorities.previous_priorities",
+			ConfigType: &routev3.RetryPolicy_RetryPriority_TypedConfig{
+				TypedConfig: pack(&previousprioritiesv3.PreviousPrioritiesConfig{UpdateFrequency: 2}),
+			},
+		}
 	}
 	if r.HostReopen > 0 {
 		out.RetryHostPredicate = []*routev3.RetryPolicy_RetryHostPredicate{{

@@ -39,6 +39,9 @@ func trustDomains(domains []string) []*tlsv3.SubjectAltNameMatcher {
 
 func upstreamTLS(t *plan.ClientTLS, forGRPC bool) *corev3.TransportSocket {
 	validation := &tlsv3.CertificateValidationContext{}
+	if t.Unverified {
+		validation.TrustChainVerification = tlsv3.CertificateValidationContext_ACCEPT_UNTRUSTED
+	}
 	for _, san := range t.SubjectAltNames {
 		// The field is deprecated, but it is the one that Istio sets and gRPC reads.
 		validation.MatchSubjectAltNames = append(validation.MatchSubjectAltNames,
@@ -73,6 +76,9 @@ func commonTLS(certificate, roots string, alpn []string, forGRPC bool, v *tlsv3.
 	}
 	if certificate != "" {
 		out.TlsCertificateSdsSecretConfigs = []*tlsv3.SdsSecretConfig{secret(certificate)}
+	}
+	if v.TrustChainVerification != tlsv3.CertificateValidationContext_VERIFY_TRUST_CHAIN {
+		out.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: v}
 	}
 	if roots != "" {
 		out.ValidationContextType = &tlsv3.CommonTlsContext_CombinedValidationContext{

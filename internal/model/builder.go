@@ -143,6 +143,7 @@ func (b *Builder) Apply(batches ...config.Batch) (*World, Delta) {
 		w.virtuals = ordered(b, config.VirtualService, func(o *config.Object) *VirtualService {
 			return fromVirtualService(o, b.opts, w.mesh)
 		}, func(v *VirtualService) Meta { return v.Meta })
+		w.virtuals = delegated(w.virtuals, b.opts.ClusterDomain)
 	}
 	if dirty[config.DestinationRule] {
 		w.rules = newDestinationRules(ordered(b, config.DestinationRule, func(o *config.Object) *DestinationRule {

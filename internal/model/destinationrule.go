@@ -23,7 +23,13 @@ type DestinationRule struct {
 	ExportTo Visibility
 	Policy   *networking.TrafficPolicy
 	Subsets  []*networking.Subset
+	// Balancer is Heddle's own annotation: a way of balancing for which the policy
+	// has no field.
+	Balancer string
 }
+
+// BalancerAnnotation on a DestinationRule chooses it.
+const BalancerAnnotation = "heddle.dev/load-balancer"
 
 // Subset returns a subset by name, or nil.
 func (r *DestinationRule) Subset(name string) *networking.Subset {
@@ -39,14 +45,22 @@ func (r *DestinationRule) Subset(name string) *networking.Subset {
 
 func fromDestinationRule(o *config.Object, opts Options, mesh *Mesh) *DestinationRule {
 	in := o.Spec.(*networking.DestinationRule)
-	return &DestinationRule{
+	r := &DestinationRule{
 		Meta:     meta(o, in),
 		Host:     host.FQDN(in.Host, o.Namespace, opts.ClusterDomain),
 		Selector: in.WorkloadSelector.GetMatchLabels(),
 		ExportTo: visibility(in.ExportTo, mesh.DestinationRuleExportTo, o.Namespace),
 		Policy:   in.TrafficPolicy,
 		Subsets:  in.Subsets,
+		Balancer: o.Annotations[BalancerAnnotation],
 	}
+	if r.Balancer != "" {
+		p := NewPrinter()
+		p.Print(r.Print)
+		p.Text(r.Balancer)
+		r.Print = p.Sum()
+	}
+	return r
 }
 
 // destinationRules is the index of merged rules by namespace.
@@ -166,6 +180,18 @@ func (n *rulesOf) find(name host.Name, from string, labels map[string]string) *D
 		}
 	}
 	return best
+}
+
+// Rules returns all merged rules, in no order.
+func (w *World) Rules() []*DestinationRule {
+	var out []*DestinationRule
+	for _, n := range w.rules.byNamespace {
+		for _, rules := range n.exact {
+			out = append(out, rules...)
+		}
+		out = append(out, n.wild...)
+	}
+	return out
 }
 
 // SelectorLabels returns the keys of the labels by which rules choose callers in

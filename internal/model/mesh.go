@@ -25,6 +25,9 @@ type Mesh struct {
 	// what these do with x-forwarded-client-cert.
 	GatewayHops       uint32
 	GatewayClientCert meshconfig.ForwardClientCertDetails
+	// Locality is where calls go by preference, unless a rule says so; nil is the
+	// built-in.
+	Locality *networking.LocalityLoadBalancerSetting
 	// DefaultRetry is what routes without their own do; nil is the built-in.
 	DefaultRetry *networking.HTTPRetry
 
@@ -64,6 +67,7 @@ func newMesh(opts Options, cm *config.Object) *Mesh {
 		GatewayHops:              in.DefaultConfig.GetGatewayTopology().GetNumTrustedProxies(),
 		GatewayClientCert:        in.DefaultConfig.GetGatewayTopology().GetForwardClientCertDetails(),
 		DefaultRetry:             in.DefaultHttpRetryPolicy,
+		Locality:                 in.LocalityLbSetting,
 		ServiceExportTo:          in.DefaultServiceExportTo,
 		VirtualServiceExportTo:   in.DefaultVirtualServiceExportTo,
 		DestinationRuleExportTo:  in.DefaultDestinationRuleExportTo,
@@ -88,6 +92,10 @@ func newMesh(opts Options, cm *config.Object) *Mesh {
 	p.Flag(m.DefaultRetry != nil)
 	if m.DefaultRetry != nil {
 		p.message(m.DefaultRetry)
+	}
+	p.Flag(m.Locality != nil)
+	if m.Locality != nil {
+		p.message(m.Locality)
 	}
 	p.Text(m.ServiceExportTo...)
 	p.Text(m.VirtualServiceExportTo...)

@@ -169,6 +169,10 @@ type TCPChain struct {
 type WeightedCluster struct {
 	Cluster string
 	Weight  uint32
+	// HostRewrite replaces the authority, unless the route does. Headers change
+	// what goes this way, before the route's own changes.
+	HostRewrite string
+	Headers     *Headers
 }
 
 // RouteConfig maps authority, path and more to an action.
@@ -208,6 +212,18 @@ type Route struct {
 	// PrefixRewrite replaces what Match.Path matched; HostRewrite the authority.
 	PrefixRewrite string
 	HostRewrite   string
+	// RegexRewrite changes every part of the path that it matches; it stands in
+	// the place of PrefixRewrite.
+	RegexRewrite *RegexRewrite
+	Headers      *Headers
+	// Hash lists what a consistent choice of the endpoint goes by. All that a
+	// request has are combined, up to the first that is terminal.
+	Hash    []HashPolicy
+	Mirrors []Mirror
+	CORS    *CORS
+	Fault   *Fault
+	// StatPrefix is a name for the route's own counts.
+	StatPrefix string
 	// Origin is the config object behind the rule,
 	// "/apis/networking.istio.io/v1/namespaces/NS/virtual-service/NAME"; tools
 	// show it.
@@ -294,6 +310,110 @@ type Retry struct {
 	Attempts   uint32   // beyond the first
 	PerTry     time.Duration
 	HostReopen uint32 // how often to choose another host than those tried; 0 off
+	// Remote moves on to other localities: after every second attempt, the
+	// priorities that were tried are left alone.
+	Remote bool
+	// Backoff is the base of the wait before a retry, 0 the usual 25 ms; the
+	// longest is ten times that.
+	Backoff time.Duration
+}
+
+// RegexRewrite replaces every match of an RE2 pattern. "\\1" in the
+// substitution stands for the first capture, "\\0" for all of the match.
+type RegexRewrite struct {
+	Pattern, Substitution string
+}
+
+// Headers are changes of a request on its way out and of its response.
+type Headers struct {
+	Request, Response HeaderEdit
+}
+
+// HeaderEdit changes the fields of a message: first it removes, then it sets and
+// adds in the order of the list. Source: Envoy, HeaderParser.
+type HeaderEdit struct {
+	Remove []string
+	Put    []HeaderValue
+}
+
+// HeaderValue is a field to write. Append keeps the ones of the same name that
+// are there. The value may have Envoy's command operators, "%REQ(x)%".
+type HeaderValue struct {
+	Name, Value string
+	Append      bool
+}
+
+// HashPolicy is one source of the hash of a request.
+type HashPolicy struct {
+	Kind HashKind
+	// Name of the header, cookie or query parameter.
+	Name string
+	// TTL of a cookie that is made for clients without one, if Generate is set: 0
+	// is a cookie of the session. Path and Attributes go with it.
+	Generate   bool
+	TTL        time.Duration
+	Path       string
+	Attributes []CookieAttribute
+	Terminal   bool
+}
+
+// CookieAttribute is written behind a cookie: "SameSite=Strict", or its name
+// alone if it has no value.
+type CookieAttribute struct {
+	Name, Value string
+}
+
+// HashKind says what is hashed.
+type HashKind uint8
+
+const (
+	HashHeader HashKind = iota
+	HashCookie
+	HashSourceIP
+	HashQuery
+)
+
+// Million is the denominator of every Fraction.
+const Million = 1_000_000
+
+// Fraction is a part of all requests, in millionths.
+type Fraction uint32
+
+// Mirror sends a copy of some requests to a cluster, and forgets the answer.
+type Mirror struct {
+	Cluster  string
+	Fraction Fraction
+	// Shadow puts "-shadow" behind the copy's authority.
+	Shadow bool
+}
+
+// CORS answers the preflights of browsers and marks the responses for them.
+type CORS struct {
+	Origins     []StringMatch
+	Methods     string // "GET,POST"
+	Headers     string
+	Expose      string
+	MaxAge      string // seconds
+	Credentials bool
+	// ForwardUnmatched sends preflights of an origin that is not allowed on to the
+	// upstream.
+	ForwardUnmatched bool
+}
+
+// StringMatch is a comparison of a text.
+type StringMatch struct {
+	Kind  StringKind
+	Value string
+}
+
+// Fault spoils some requests on purpose. Both parts roll independently.
+type Fault struct {
+	Delay         time.Duration
+	DelayFraction Fraction
+	// AbortStatus is answered, as a code of gRPC if AbortGRPC is set.
+	AbortStatus   uint32
+	AbortGRPC     bool
+	AbortFraction Fraction
 }
 
 // Discovery says where a cluster's endpoints come from.
@@ -315,6 +435,9 @@ const (
 	RoundRobin
 	Random
 	ClusterProvided // by the discovery itself: OriginalDst
+	RingHash        // by Route.Hash, on a ring of points
+	Maglev          // by Route.Hash, in a table
+	PeakEWMA        // the quickest of two, by decaying peaks of latency
 )
 
 // Cluster is a group of endpoints reached the same way.
@@ -334,7 +457,24 @@ type Cluster struct {
 	MaxPending     uint32 // 0: no limit
 	MaxRequests    uint32 // 0: no limit
 	MaxPerConn     uint32 // requests per connection, 0: no limit
+	MaxRetries     uint32 // retries in flight at once, 0: no limit
 	IdleTimeout    time.Duration
+	MaxConnAge     time.Duration // a connection takes no request after it; 0: no limit
+	Keepalive      *Keepalive    // nil: the system's own
+	RetryBudget    *RetryBudget  // in the place of MaxRetries
+
+	// MinRing is the least number of points on a RingHash's ring, TableSize a
+	// Maglev table's; 0 are the usual 1024 and 65537.
+	MinRing   uint64
+	TableSize uint64
+	Warmup    *Warmup
+	// LocalityWeighted spreads by the weights of localities first, and then among
+	// the endpoints of one.
+	LocalityWeighted bool
+	// PanicPercent is the part of healthy hosts below which all count as healthy;
+	// 0 turns that off.
+	PanicPercent uint32
+	Outlier      *Outlier // nil: no host is ever ejected
 
 	TLS *ClientTLS // nil: plain text
 
@@ -345,6 +485,43 @@ type Cluster struct {
 	BindAddress netip.Addr
 	// Origin is the DestinationRule behind it, as Route.Origin.
 	Origin string
+}
+
+// Keepalive are TCP's own probes of a connection that is silent. 0 is the
+// system's value.
+type Keepalive struct {
+	Time, Interval time.Duration
+	Probes         uint32
+}
+
+// RetryBudget allows retries up to a part of the requests in flight, and never
+// fewer than MinRetries.
+type RetryBudget struct {
+	Percent    float64
+	MinRetries uint32
+}
+
+// Warmup gives a new host a growing share of its weight: at first MinPercent of
+// it, after Duration all. With an Aggression of 1 it grows linearly.
+type Warmup struct {
+	Duration   time.Duration
+	MinPercent float64
+	Aggression float64
+}
+
+// Outlier ejects hosts that answer badly. A count of 0 does not eject.
+type Outlier struct {
+	Consecutive5xx     uint32
+	ConsecutiveGateway uint32 // 502, 503, 504
+	// ConsecutiveLocal counts failures to connect and the like apart, with
+	// SplitLocal; without that they count as 5xx.
+	ConsecutiveLocal uint32
+	SplitLocal       bool
+	Interval         time.Duration // between looks at who may return
+	BaseEjection     time.Duration // times the number of ejections
+	MaxPercent       uint32        // of the hosts ejected at once
+	// Codes count as failures in the place of 5xx, if there are any.
+	Codes []uint32
 }
 
 // EDSName is the name that the cluster's endpoints are asked for by.
@@ -379,6 +556,8 @@ type ClientTLS struct {
 	// any that the roots sign for.
 	SubjectAltNames []string
 	ALPN            []string
+	// Unverified takes any certificate that the server presents.
+	Unverified bool
 }
 
 // Locality places an endpoint.

@@ -215,11 +215,113 @@ func (r *Route) String() string {
 		w.add("no forwarding")
 	}
 	w.addIf(r.PrefixRewrite != "", "rewrite=%s", r.PrefixRewrite)
+	if re := r.RegexRewrite; re != nil {
+		w.add("rewrite=~%s=>%s", re.Pattern, re.Substitution)
+	}
 	w.addIf(r.HostRewrite != "", "authority=%s", r.HostRewrite)
 	w.addIf(r.Timeout > 0, "timeout=%s", r.Timeout)
 	if r.Retry != nil {
 		w.add("%s", r.Retry)
 	}
+	for _, h := range r.Hash {
+		w.add("hash=%s", h)
+	}
+	for _, m := range r.Mirrors {
+		w.add("mirror=%s", m)
+	}
+	if r.Headers != nil {
+		w.add("%s", r.Headers)
+	}
+	if r.CORS != nil {
+		w.add("%s", r.CORS)
+	}
+	if r.Fault != nil {
+		w.add("%s", r.Fault)
+	}
+	w.addIf(r.StatPrefix != "", "stat=%s", r.StatPrefix)
+	return w.String()
+}
+
+// String returns "5% delay=2s" and the like.
+func (f Fraction) String() string {
+	return strconv.FormatFloat(float64(f)*100/Million, 'f', -1, 64) + "%"
+}
+
+// String returns "header:x", "cookie:c,ttl=1h0m0s", "source-ip", "query:q".
+func (h HashPolicy) String() string {
+	s := [...]string{"header:", "cookie:", "source-ip", "query:"}[h.Kind] + h.Name
+	if h.Generate {
+		s += ",ttl=" + h.TTL.String()
+		if h.Path != "" {
+			s += ",path=" + h.Path
+		}
+		for _, a := range h.Attributes {
+			s += "," + a.Name
+			if a.Value != "" {
+				s += "=" + a.Value
+			}
+		}
+	}
+	if h.Terminal {
+		s += ",terminal"
+	}
+	return s
+}
+
+// String returns the cluster, behind its part of the requests if that is not all.
+func (m Mirror) String() string {
+	s := m.Cluster
+	if m.Fraction != Million {
+		s = m.Fraction.String() + ":" + s
+	}
+	if m.Shadow {
+		s += ",shadow"
+	}
+	return s
+}
+
+// String lists the changes: "-name", "name=value", "name+=value"; those of the
+// response have "response." before them.
+func (h *Headers) String() string {
+	var w words
+	edit := func(where string, e HeaderEdit) {
+		for _, n := range e.Remove {
+			w.add("-%s%s", where, n)
+		}
+		for _, v := range e.Put {
+			sign := "="
+			if v.Append {
+				sign = "+="
+			}
+			w.add("%s%s%s%q", where, v.Name, sign, v.Value)
+		}
+	}
+	edit("", h.Request)
+	edit("response.", h.Response)
+	return "{" + w.String() + "}"
+}
+
+// String returns who may ask, and what for.
+func (c *CORS) String() string {
+	w := words{"cors=" + joined(c.Origins, func(m StringMatch) string { return strings.TrimPrefix(comparison(m.Kind, m.Value), "=") })}
+	w.addIf(c.Methods != "", "methods=%s", c.Methods)
+	w.addIf(c.Headers != "", "headers=%s", c.Headers)
+	w.addIf(c.Expose != "", "expose=%s", c.Expose)
+	w.addIf(c.MaxAge != "", "max-age=%s", c.MaxAge)
+	w.addIf(c.Credentials, "credentials")
+	w.addIf(!c.ForwardUnmatched, "answer-unmatched")
+	return w.String()
+}
+
+// String returns the delay and the abort with their parts of the requests.
+func (f *Fault) String() string {
+	var w words
+	w.addIf(f.DelayFraction > 0, "delay=%s:%s", f.DelayFraction, f.Delay)
+	kind := ""
+	if f.AbortGRPC {
+		kind = "grpc-"
+	}
+	w.addIf(f.AbortFraction > 0, "abort=%s:%s%d", f.AbortFraction, kind, f.AbortStatus)
 	return w.String()
 }
 
@@ -295,14 +397,28 @@ func (r *Retry) String() string {
 		w.add("codes=%s", joined(r.Codes, func(c uint32) string { return strconv.Itoa(int(c)) }))
 	}
 	w.addIf(r.PerTry > 0, "per-try=%s", r.PerTry)
+	w.addIf(r.HostReopen == 0 && r.Attempts > 0 && strings.Join(r.On, ",") != "reset-before-request", "same-host")
+	w.addIf(r.Remote, "remote-localities")
+	w.addIf(r.Backoff > 0, "backoff=%s", r.Backoff)
 	return w.String()
 }
 
 func shares(cs []WeightedCluster) string {
 	if len(cs) == 1 {
-		return cs[0].Cluster
+		return cs[0].Cluster + cs[0].changes()
 	}
-	return joined(cs, func(c WeightedCluster) string { return fmt.Sprintf("%d:%s", c.Weight, c.Cluster) })
+	return joined(cs, func(c WeightedCluster) string { return fmt.Sprintf("%d:%s%s", c.Weight, c.Cluster, c.changes()) })
+}
+
+func (c *WeightedCluster) changes() string {
+	s := ""
+	if c.HostRewrite != "" {
+		s = "{authority=" + c.HostRewrite + "}"
+	}
+	if c.Headers != nil {
+		s += c.Headers.String()
+	}
+	return s
 }
 
 func (d Discovery) String() string {
@@ -310,7 +426,7 @@ func (d Discovery) String() string {
 }
 
 func (b Balancing) String() string {
-	return [...]string{"least-request", "round-robin", "random", "provided"}[b]
+	return [...]string{"least-request", "round-robin", "random", "provided", "ring-hash", "maglev", "peak-ewma"}[b]
 }
 
 // usualConnect is the connect timeout that goes without saying.
@@ -329,12 +445,42 @@ func (c *Cluster) String() string {
 	w.addIf(c.MaxPending > 0, "max-pending=%d", c.MaxPending)
 	w.addIf(c.MaxRequests > 0, "max-requests=%d", c.MaxRequests)
 	w.addIf(c.MaxPerConn > 0, "max-per-connection=%d", c.MaxPerConn)
+	w.addIf(c.MaxRetries > 0, "max-retries=%d", c.MaxRetries)
 	w.addIf(c.IdleTimeout > 0, "idle=%s", c.IdleTimeout)
+	w.addIf(c.MaxConnAge > 0, "max-age=%s", c.MaxConnAge)
+	if k := c.Keepalive; k != nil {
+		w.add("keepalive=%s/%s/%d", k.Time, k.Interval, k.Probes)
+	}
+	if b := c.RetryBudget; b != nil {
+		w.add("retry-budget=%g%%,min=%d", b.Percent, b.MinRetries)
+	}
+	w.addIf(c.MinRing > 0, "ring=%d", c.MinRing)
+	w.addIf(c.TableSize > 0, "table=%d", c.TableSize)
+	if m := c.Warmup; m != nil {
+		w.add("warmup=%s,from=%g%%", m.Duration, m.MinPercent)
+		w.addIf(m.Aggression != 1, "aggression=%g", m.Aggression)
+	}
+	w.addIf(c.LocalityWeighted, "locality-weights")
+	w.addIf(c.PanicPercent > 0, "panic=%d%%", c.PanicPercent)
+	if c.Outlier != nil {
+		w.add("%s", c.Outlier)
+	}
 	w.addIf(c.BindAddress.IsValid(), "bind=%s", c.BindAddress)
 	if c.TLS != nil {
 		w.add("%s", c.TLS)
 	}
 	return w.String()
+}
+
+// String returns when hosts are ejected, and for how long.
+func (o *Outlier) String() string {
+	w := words{"outlier"}
+	w.addIf(o.Consecutive5xx > 0, "5xx=%d", o.Consecutive5xx)
+	w.addIf(o.ConsecutiveGateway > 0, "gateway=%d", o.ConsecutiveGateway)
+	w.addIf(o.SplitLocal, "local=%d", o.ConsecutiveLocal)
+	w.addIf(len(o.Codes) > 0, "codes=%s", joined(o.Codes, func(c uint32) string { return strconv.Itoa(int(c)) }))
+	w.add("every=%s base=%s max=%d%%", o.Interval, o.BaseEjection, o.MaxPercent)
+	return strings.Join(w, ",")
 }
 
 // String returns "tls=auto" or "tls=always" with names.
@@ -344,7 +490,8 @@ func (t *ClientTLS) String() string {
 		w[0] = "tls=auto"
 	}
 	w.addIf(t.Certificate != "default", "cert=%s", t.Certificate)
-	w.addIf(t.Roots != "ROOTCA", "roots=%s", t.Roots)
+	w.addIf(t.Roots != "ROOTCA" && !t.Unverified, "roots=%s", t.Roots)
+	w.addIf(t.Unverified, "unverified")
 	w.addIf(t.SNI != "", "sni=%s", t.SNI)
 	w.addIf(len(t.SubjectAltNames) > 0, "san=%s", strings.Join(t.SubjectAltNames, ","))
 	return w.String()
@@ -359,6 +506,7 @@ func (a *LoadAssignment) String() string {
 			w := words{e.Address.String(), e.Workload.Name}
 			w.addIf(l.Locality != Locality{}, "at=%s/%s/%s", l.Locality.Region, l.Locality.Zone, l.Locality.SubZone)
 			w.addIf(l.Priority > 0, "priority=%d", l.Priority)
+			w.addIf(l.Weight > 0 && l.Weight != l.sum(), "share=%d", l.Weight)
 			w.addIf(e.Weight > 1, "weight=%d", e.Weight)
 			w.addIf(e.Health != Healthy, "%s", [...]string{"", "unhealthy", "draining"}[e.Health])
 			w.addIf(e.MTLS, "mtls")
@@ -366,6 +514,15 @@ func (a *LoadAssignment) String() string {
 		}
 	}
 	return b.String()
+}
+
+// sum is the weight that a locality has unless something else was decided.
+func (l *LocalityEndpoints) sum() uint32 {
+	sum := uint32(0)
+	for _, e := range l.Endpoints {
+		sum += max(e.Weight, 1)
+	}
+	return sum
 }
 
 // String returns the name with its addresses.

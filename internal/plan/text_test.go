@@ -15,7 +15,7 @@ func TestTextShowsWhatIsSet(t *testing.T) {
 			Path:    PathMatch{PathSegmentPrefix, "/a"},
 			Headers: []HeaderMatch{{Name: "h", Kind: StringSuffix, Value: "x"}, {Name: "h", Kind: StringContains, Value: "y"}},
 		}},
-		"/x ?q~a+ (n) -> c timeout=1s retry=3 on=reset codes=500,503 per-try=250ms": &Route{
+		"/x ?q~a+ (n) -> c timeout=1s retry=3 on=reset codes=500,503 per-try=250ms same-host": &Route{
 			Name: "n", Clusters: []WeightedCluster{{Cluster: "c"}}, Timeout: time.Second,
 			Match: RouteMatch{Path: PathMatch{PathExact, "/x"}, Query: []QueryMatch{{"q", StringRegex, "a+"}}},
 			Retry: &Retry{On: []string{"reset"}, Codes: []uint32{500, 503}, Attempts: 3, PerTry: 250 * time.Millisecond},

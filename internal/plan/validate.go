@@ -215,6 +215,27 @@ func (r *Route) Validate() error {
 	if r.Match.Path.Kind == PathRegex {
 		errs = append(errs, validRegex(r.Match.Path.Value))
 	}
+	if re := r.RegexRewrite; re != nil {
+		if r.PrefixRewrite != "" {
+			errs = append(errs, errors.New("the path is rewritten in two ways"))
+		}
+		errs = append(errs, validRegex(re.Pattern))
+	}
+	for _, m := range r.Mirrors {
+		if m.Cluster == "" || m.Fraction == 0 || m.Fraction > Million {
+			errs = append(errs, fmt.Errorf("a mirror of %s of the requests to %q is none", m.Fraction, m.Cluster))
+		}
+	}
+	if c := r.CORS; c != nil {
+		for _, o := range c.Origins {
+			if o.Kind == StringRegex {
+				errs = append(errs, validRegex(o.Value))
+			}
+		}
+	}
+	if f := r.Fault; f != nil && (f.DelayFraction > Million || f.AbortFraction > Million) {
+		errs = append(errs, errors.New("a fault is in more than all requests"))
+	}
 	for _, h := range r.Match.Headers {
 		if h.Name == "" {
 			errs = append(errs, errors.New("a header condition has no name"))

@@ -27,7 +27,7 @@ func sound() *Plan {
 		},
 		Routes: []*RouteConfig{{Name: "80", Hosts: []*VirtualHost{
 			{Name: "a", Domains: []string{"a"}, Routes: []*Route{
-				{Clusters: []WeightedCluster{{"c", 1}, {"d", 2}}, Match: RouteMatch{
+				{Clusters: []WeightedCluster{{Cluster: "c", Weight: 1}, {Cluster: "d", Weight: 2}}, Match: RouteMatch{
 					Path:    PathMatch{PathRegex, "/.*"},
 					Headers: []HeaderMatch{{Name: "h", Kind: StringRegex, Value: "a|b"}},
 					Query:   []QueryMatch{{Name: "q", Kind: StringRegex, Value: "a+"}},

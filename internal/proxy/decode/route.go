@@ -74,13 +74,19 @@ func (r *reader) virtualHost(path string, m *routev3.VirtualHost) *plan.VirtualH
 
 func (r *reader) route(path string, m *routev3.Route) *plan.Route {
 	r.only(path, m, "name", "match", "route", "redirect", "direct_response", "non_forwarding_action", "metadata", "decorator",
-		"tracing", "stat_prefix") // traces and counters
+		"stat_prefix", "request_headers_to_add", "request_headers_to_remove", "response_headers_to_add", "response_headers_to_remove",
+		"typed_per_filter_config",
+		"tracing") // traces
 	out := &plan.Route{
-		Name:      m.GetName(),
-		Match:     r.routeMatch(join(path, "match"), m.GetMatch()),
-		Origin:    istioString(m.GetMetadata(), "config"),
-		Decorator: m.GetDecorator().GetOperation(),
+		Name: m.GetName(),
+		Headers: r.headers(path, m.GetRequestHeadersToAdd(), m.GetRequestHeadersToRemove(),
+			m.GetResponseHeadersToAdd(), m.GetResponseHeadersToRemove()),
+		StatPrefix: m.GetStatPrefix(),
+		Match:      r.routeMatch(join(path, "match"), m.GetMatch()),
+		Origin:     istioString(m.GetMetadata(), "config"),
+		Decorator:  m.GetDecorator().GetOperation(),
 	}
+	r.filterConfigs(join(path, "typed_per_filter_config"), m.GetTypedPerFilterConfig(), out)
 	switch a := m.GetAction().(type) {
 	case *routev3.Route_Route:
 		r.routeAction(join(path, "route"), a.Route, out)
@@ -192,11 +198,12 @@ func (r *reader) stringMatch(path string, m *matcherv3.StringMatcher) (plan.Stri
 
 func (r *reader) routeAction(path string, m *routev3.RouteAction, out *plan.Route) {
 	r.only(path, m, "cluster", "weighted_clusters", "timeout", "retry_policy", "prefix_rewrite", "host_rewrite_literal",
+		"regex_rewrite", "hash_policy", "request_mirror_policies",
 		// Limits on streams, beside the timeout that Istio always sets with them.
 		"max_stream_duration", "max_grpc_timeout", "idle_timeout",
-		// Without effect: upgrades are let through, no balancing hashes, and one
-		// code is sent for a cluster that is gone.
-		"upgrade_configs", "hash_policy", "cluster_not_found_response_code")
+		// Without effect: upgrades are let through, and one code is sent for a
+		// cluster that is gone.
+		"upgrade_configs", "cluster_not_found_response_code")
 	if t := m.GetTimeout(); t != nil {
 		out.Timeout = r.positive(join(path, "timeout"), t)
 	} else {
@@ -204,6 +211,20 @@ func (r *reader) routeAction(path string, m *routev3.RouteAction, out *plan.Rout
 	}
 	out.PrefixRewrite = m.GetPrefixRewrite()
 	out.HostRewrite = m.GetHostRewriteLiteral()
+	if m.GetRegexRewrite() != nil {
+		out.RegexRewrite = r.regexRewrite(join(path, "regex_rewrite"), m.GetRegexRewrite())
+		if out.PrefixRewrite != "" {
+			r.fail(join(path, "regex_rewrite"), "stands beside prefix_rewrite")
+		}
+	}
+	for i, h := range m.GetHashPolicy() {
+		out.Hash = append(out.Hash, r.hashPolicy(index(path, "hash_policy", i), h))
+	}
+	for i, p := range m.GetRequestMirrorPolicies() {
+		if c := r.mirror(index(path, "request_mirror_policies", i), p); c.Fraction > 0 {
+			out.Mirrors = append(out.Mirrors, c)
+		}
+	}
 	if p := m.GetRetryPolicy(); p != nil {
 		out.Retry = r.retryPolicy(join(path, "retry_policy"), p)
 	}
@@ -217,12 +238,17 @@ func (r *reader) routeAction(path string, m *routev3.RouteAction, out *plan.Rout
 		var sum uint64
 		for i, w := range s.WeightedClusters.GetClusters() {
 			at := index(path, "weighted_clusters.clusters", i)
-			r.only(at, w, "name", "weight")
+			r.only(at, w, "name", "weight", "host_rewrite_literal", "request_headers_to_add", "request_headers_to_remove",
+				"response_headers_to_add", "response_headers_to_remove")
 			if w.GetName() == "" {
 				r.fail(join(at, "name"), "is empty")
 			}
 			sum += uint64(w.GetWeight().GetValue())
-			out.Clusters = append(out.Clusters, plan.WeightedCluster{Cluster: w.GetName(), Weight: w.GetWeight().GetValue()})
+			out.Clusters = append(out.Clusters, plan.WeightedCluster{
+				Cluster: w.GetName(), Weight: w.GetWeight().GetValue(), HostRewrite: w.GetHostRewriteLiteral(),
+				Headers: r.headers(at, w.GetRequestHeadersToAdd(), w.GetRequestHeadersToRemove(),
+					w.GetResponseHeadersToAdd(), w.GetResponseHeadersToRemove()),
+			})
 		}
 		// "The sum of weights across all entries in the clusters array must be
 		// greater than 0, and must not exceed uint32_t maximal value." – RouteAction
@@ -239,7 +265,7 @@ const defaultRouteTimeout = 15 * time.Second
 
 func (r *reader) retryPolicy(path string, m *routev3.RetryPolicy) *plan.Retry {
 	r.only(path, m, "retry_on", "num_retries", "per_try_timeout", "retriable_status_codes", "retry_host_predicate",
-		"host_selection_retry_max_attempts")
+		"host_selection_retry_max_attempts", "retry_back_off", "retry_priority")
 	out := &plan.Retry{Codes: m.GetRetriableStatusCodes(), Attempts: 1} // Envoy's default
 	if m.GetRetryOn() != "" {
 		out.On = strings.Split(m.GetRetryOn(), ",")
@@ -252,6 +278,21 @@ func (r *reader) retryPolicy(path string, m *routev3.RetryPolicy) *plan.Retry {
 	}
 	if t := m.GetPerTryTimeout(); t != nil {
 		out.PerTry = r.positive(join(path, "per_try_timeout"), t)
+	}
+	if b := m.GetRetryBackOff(); b != nil {
+		at := join(path, "retry_back_off")
+		r.only(at, b, "base_interval", "max_interval")
+		out.Backoff = r.positive(join(at, "base_interval"), b.GetBaseInterval())
+		if longest := b.GetMaxInterval(); longest != nil && longest.AsDuration() != 10*out.Backoff {
+			r.fail(join(at, "max_interval"), "is not ten times the base")
+		}
+	}
+	if p := m.GetRetryPriority(); p != nil {
+		const previous = "type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
+		if t := p.GetTypedConfig().GetTypeUrl(); t != previous {
+			r.fail(join(path, "retry_priority"), "%q (%s) is not supported", p.GetName(), t)
+		}
+		out.Remote = true
 	}
 	for i, p := range m.GetRetryHostPredicate() {
 		at := index(path, "retry_host_predicate", i)

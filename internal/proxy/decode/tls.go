@@ -34,6 +34,9 @@ func (r *reader) downstreamTLS(path string, s *corev3.TransportSocket) *plan.Ser
 		r.fail(path, "requires a client certificate but names no roots to check it with")
 	}
 	at := join(path, "validation_context")
+	if v.GetTrustChainVerification() != tlsv3.CertificateValidationContext_VERIFY_TRUST_CHAIN {
+		r.fail(join(at, "trust_chain_verification"), "is not supported for clients")
+	}
 	if len(v.GetMatchSubjectAltNames()) > 0 {
 		r.fail(join(at, "match_subject_alt_names"), "is not supported for clients")
 	}
@@ -100,6 +103,10 @@ func (r *reader) upstreamTLS(path string, s *corev3.TransportSocket) *plan.Clien
 	var v *tlsv3.CertificateValidationContext
 	out.Certificate, out.Roots, out.ALPN, v = r.commonTLS(join(path, "common_tls_context"), m.GetCommonTlsContext())
 	at := join(path, "validation_context")
+	out.Unverified = v.GetTrustChainVerification() == tlsv3.CertificateValidationContext_ACCEPT_UNTRUSTED
+	if out.Unverified && out.Roots != "" {
+		r.fail(at, "has roots, and takes what they did not sign")
+	}
 	for i, san := range v.GetMatchSubjectAltNames() {
 		at := index(at, "match_subject_alt_names", i)
 		exact, ok := san.GetMatchPattern().(*matcherv3.StringMatcher_Exact)
@@ -132,7 +139,7 @@ func (r *reader) commonTLS(path string, m *tlsv3.CommonTlsContext) (certificate,
 		return "", "", nil, nil
 	}
 	r.only(path, m, "alpn_protocols", "tls_certificate_sds_secret_configs", "tls_certificate_provider_instance",
-		"combined_validation_context", "validation_context_sds_secret_config",
+		"combined_validation_context", "validation_context_sds_secret_config", "validation_context",
 		"tls_certificate_certificate_provider_instance", // the older form of the provider, sent with the newer
 		"tls_params") // the TLS library's own choice is at least as strict
 	switch certs := m.GetTlsCertificateSdsSecretConfigs(); {
@@ -145,6 +152,9 @@ func (r *reader) commonTLS(path string, m *tlsv3.CommonTlsContext) (certificate,
 	}
 	if s := m.GetValidationContextSdsSecretConfig(); s != nil {
 		roots = s.GetName()
+	}
+	if v = m.GetValidationContext(); v != nil {
+		r.only(join(path, "validation_context"), v, "trust_chain_verification")
 	}
 	if c := m.GetCombinedValidationContext(); c != nil {
 		at := join(path, "combined_validation_context")

@@ -135,13 +135,18 @@ func (e *endpoints) get(name string) *encode.Resource {
 }
 
 // endpointKey returns the service port, "host|port", behind an EDS name such as
-// "outbound|9080|v1|reviews.default.svc.cluster.local".
+// "outbound|9080|v1|reviews.default.svc.cluster.local". What the compile step puts
+// behind a host, from '~' or '@' on, tells callers apart and not services.
 func endpointKey(name string) string {
 	p := strings.SplitN(name, "|", 4)
 	if len(p) != 4 {
 		return name
 	}
-	return p[3] + "|" + p[1]
+	host := p[3]
+	if i := strings.IndexAny(host, "~@"); i >= 0 {
+		host = host[:i]
+	}
+	return host + "|" + p[1]
 }
 
 // resources is what one proxy should have now. It implements have.
