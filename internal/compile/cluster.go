@@ -180,6 +180,9 @@ func outlier(in *networking.OutlierDetection) *plan.Outlier {
 	if t := in.BaseEjectionTime; t.AsDuration() > 0 {
 		out.BaseEjection = t.AsDuration()
 	}
+	// Of fewer than ten hosts nobody would ever be ejected by the default alone,
+	// and who asks for ejections without a number means some.
+	out.AtLeastOne = in.MaxEjectionPercent == 0
 	if in.MaxEjectionPercent > 0 {
 		out.MaxPercent = uint32(in.MaxEjectionPercent)
 	}

@@ -169,6 +169,9 @@ func outlier(o *plan.Outlier) *clusterv3.OutlierDetection {
 		BaseEjectionTime:                   durationpb.New(o.BaseEjection),
 		MaxEjectionPercent:                 count(o.MaxPercent),
 	}
+	if o.AtLeastOne {
+		out.AlwaysEjectOneHost = wrapperspb.Bool(true)
+	}
 	if o.SplitLocal {
 		out.SplitExternalLocalOriginErrors = true
 		out.ConsecutiveLocalOriginFailure = count(o.ConsecutiveLocal)

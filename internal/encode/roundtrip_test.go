@@ -522,7 +522,7 @@ func genCluster(t *rapid.T) *plan.Cluster {
 	if flag(t) {
 		c.Outlier = &plan.Outlier{
 			Consecutive5xx: maybe(t, "5xx", count), ConsecutiveGateway: maybe(t, "gateway", count),
-			Interval: span(t), BaseEjection: span(t), MaxPercent: rapid.Uint32Range(0, 100).Draw(t, "ejected"),
+			Interval: span(t), BaseEjection: span(t), MaxPercent: rapid.Uint32Range(0, 100).Draw(t, "ejected"), AtLeastOne: flag(t),
 			Codes: list(t, "codes", 3, count),
 		}
 		if flag(t) {

@@ -520,6 +520,8 @@ type Outlier struct {
 	Interval         time.Duration // between looks at who may return
 	BaseEjection     time.Duration // times the number of ejections
 	MaxPercent       uint32        // of the hosts ejected at once
+	// AtLeastOne allows one ejected host whatever the percentage.
+	AtLeastOne bool
 	// Codes count as failures in the place of 5xx, if there are any.
 	Codes []uint32
 }

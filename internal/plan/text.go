@@ -479,7 +479,8 @@ func (o *Outlier) String() string {
 	w.addIf(o.ConsecutiveGateway > 0, "gateway=%d", o.ConsecutiveGateway)
 	w.addIf(o.SplitLocal, "local=%d", o.ConsecutiveLocal)
 	w.addIf(len(o.Codes) > 0, "codes=%s", joined(o.Codes, func(c uint32) string { return strconv.Itoa(int(c)) }))
-	w.add("every=%s base=%s max=%d%%", o.Interval, o.BaseEjection, o.MaxPercent)
+	w.add("every=%s,base=%s,max=%d%%", o.Interval, o.BaseEjection, o.MaxPercent)
+	w.addIf(o.AtLeastOne, "one-at-least")
 	return strings.Join(w, ",")
 }
 

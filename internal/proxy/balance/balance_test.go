@@ -37,7 +37,7 @@ func TestSharesFollowWeights(t *testing.T) {
 			total += float64(max(w, 1))
 		}
 		for _, kind := range []plan.Balancing{plan.RoundRobin, plan.Random, plan.LeastRequest} {
-			got := shares(New(kind, hosts(weights...), 7), len(weights), 200_000)
+			got := shares(New(Config{Kind: kind}, hosts(weights...), 7), len(weights), 200_000)
 			for i, w := range weights {
 				if want := float64(max(w, 1)) / total; math.Abs(got[i]-want) > 0.006 {
 					t.Errorf("kind %d, weights %v: host %d has %.3f, want %.3f", kind, weights, i, got[i], want)
@@ -48,7 +48,7 @@ func TestSharesFollowWeights(t *testing.T) {
 }
 
 func TestRoundRobinIsExact(t *testing.T) {
-	p := New(plan.RoundRobin, hosts(1, 2, 3), 4)
+	p := New(Config{Kind: plan.RoundRobin}, hosts(1, 2, 3), 4)
 	for round := range 5 {
 		count := [3]int{}
 		longest, run, last := 0, 0, -1
@@ -79,7 +79,7 @@ func TestRoundRobinWithHugeWeightsStaysSmall(t *testing.T) {
 func TestLeastRequestAvoidsTheBusy(t *testing.T) {
 	h := hosts(1, 1, 1, 1)
 	h[2].Active.Store(100)
-	got := shares(New(plan.LeastRequest, h, 0), 4, 100_000)
+	got := shares(New(Config{Kind: plan.LeastRequest}, h, 0), 4, 100_000)
 	// The busy one comes only if both choices fall on it, and then its neighbour is
 	// looked at too.
 	if got[2] != 0 {
@@ -91,7 +91,7 @@ func TestLeastRequestWeighsTheLoad(t *testing.T) {
 	h := hosts(1, 9)
 	// Requests that never end spread as the weights say.
 	r := rand.New(rand.NewPCG(3, 4))
-	p := New(plan.LeastRequest, h, 0)
+	p := New(Config{Kind: plan.LeastRequest}, h, 0)
 	for range 1000 {
 		h[p.Pick(r.Uint64())].Active.Add(1)
 	}
@@ -102,7 +102,7 @@ func TestLeastRequestWeighsTheLoad(t *testing.T) {
 
 func TestOneHostIsAlwaysPicked(t *testing.T) {
 	for _, kind := range []plan.Balancing{plan.RoundRobin, plan.Random, plan.LeastRequest} {
-		if i := New(kind, hosts(0), 5).Pick(math.MaxUint64); i != 0 {
+		if i := New(Config{Kind: kind}, hosts(0), 5).Pick(math.MaxUint64); i != 0 {
 			t.Errorf("kind %d picked %d", kind, i)
 		}
 	}
@@ -110,7 +110,7 @@ func TestOneHostIsAlwaysPicked(t *testing.T) {
 
 func TestPickingAllocatesNothing(t *testing.T) {
 	for _, kind := range []plan.Balancing{plan.RoundRobin, plan.Random, plan.LeastRequest} {
-		p := New(kind, hosts(1, 2, 3), 5)
+		p := New(Config{Kind: kind}, hosts(1, 2, 3), 5)
 		if n := testing.AllocsPerRun(100, func() { p.Pick(12345) }); n != 0 {
 			t.Errorf("kind %d: %v allocations", kind, n)
 		}

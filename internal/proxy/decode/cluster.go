@@ -249,7 +249,7 @@ func (r *reader) outlier(m *clusterv3.OutlierDetection, c *plan.Cluster) {
 		"consecutive_gateway_failure", "enforcing_consecutive_gateway_failure", "split_external_local_origin_errors",
 		"consecutive_local_origin_failure", "enforcing_consecutive_local_origin_failure",
 		"enforcing_success_rate", "enforcing_local_origin_success_rate", // which have to be off
-		"success_rate_minimum_hosts", "success_rate_request_volume", "success_rate_stdev_factor")
+		"always_eject_one_host", "success_rate_minimum_hosts", "success_rate_request_volume", "success_rate_stdev_factor")
 	count := func(v, enforced *wrapperspb.UInt32Value, usual, enforcing uint32) uint32 {
 		if enforced != nil {
 			enforcing = enforced.GetValue()
@@ -269,6 +269,7 @@ func (r *reader) outlier(m *clusterv3.OutlierDetection, c *plan.Cluster) {
 		Interval:           10 * time.Second,
 		BaseEjection:       30 * time.Second,
 		MaxPercent:         10,
+		AtLeastOne:         m.GetAlwaysEjectOneHost().GetValue(),
 	}
 	if o.SplitLocal {
 		o.ConsecutiveLocal = count(m.GetConsecutiveLocalOriginFailure(), m.GetEnforcingConsecutiveLocalOriginFailure(), 5, 100)

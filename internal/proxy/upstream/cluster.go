@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -30,6 +31,7 @@ type Cluster struct {
 	state   atomic.Pointer[state]
 	slots   slots        // one for each open connection
 	pending atomic.Int64 // requests that wait for a connection
+	retries atomic.Int64 // in flight
 	lastDst atomic.Pointer[Endpoint]
 
 	ready     chan struct{} // closed once the first endpoints are known
@@ -42,6 +44,17 @@ type Cluster struct {
 	byDst    map[netip.AddrPort]*Endpoint // OriginalDst: as they are dialled
 	resolved map[plan.StaticEndpoint][]netip.Addr
 	closed   bool
+	clock    *time.Timer // see startClock
+	ticking  bool
+}
+
+// member is an endpoint in the place that discovery gave it.
+type member struct {
+	*Endpoint
+	weight, priority, localityWeight uint32
+	locality                         int
+	healthy                          bool // as discovery says
+	usable                           bool // and not ejected
 }
 
 // state is what one configuration and one set of endpoints make of a cluster.
@@ -49,7 +62,7 @@ type state struct {
 	plan       *plan.Cluster
 	assignment *plan.LoadAssignment
 	endpoints  []*Endpoint // all
-	hosts      []*Endpoint // those to choose from
+	members    []member    // those that picker chooses from, in its order
 	picker     balance.Picker
 
 	http, tcp *tls.Config // for pooled and for plain connections
@@ -102,7 +115,7 @@ func (c *Cluster) update(p *plan.Cluster, la *plan.LoadAssignment) {
 	case plan.EDS:
 		gone = c.setEndpoints(&next, flatten(la))
 	case plan.Static, plan.StrictDNS, plan.LogicalDNS:
-		gone = c.setEndpoints(&next, c.addresses(p))
+		gone = c.setEndpoints(&next, unplaced(c.addresses(p)))
 	case plan.OriginalDst:
 		gone = c.setEndpoints(&next, nil)
 	}
@@ -135,13 +148,12 @@ func (c *Cluster) update(p *plan.Cluster, la *plan.LoadAssignment) {
 
 // setEndpoints puts endpoints and a picker for them into next, reusing the ones
 // that are there, and returns those that left. The caller holds mu.
-func (c *Cluster) setEndpoints(next *state, list []plan.Endpoint) (gone []*Endpoint) {
+func (c *Cluster) setEndpoints(next *state, list []placed) (gone []*Endpoint) {
 	seen := make(map[plan.Endpoint]bool, len(list))
 	next.endpoints = make([]*Endpoint, 0, len(list))
-	var hosts []*Endpoint
-	var candidates []balance.Host
+	next.members = make([]member, 0, len(list))
 	for _, p := range list {
-		key := p
+		key := p.Endpoint
 		key.Health, key.Weight = 0, 0
 		if seen[key] {
 			continue
@@ -153,10 +165,10 @@ func (c *Cluster) setEndpoints(next *state, list []plan.Endpoint) (gone []*Endpo
 			c.byPlan[key] = e
 		}
 		next.endpoints = append(next.endpoints, e)
-		if p.Health == plan.Healthy {
-			hosts = append(hosts, e)
-			candidates = append(candidates, balance.Host{Weight: p.Weight, Active: &e.Stats.RqActive})
-		}
+		next.members = append(next.members, member{
+			Endpoint: e, weight: p.Weight, priority: p.priority, locality: p.locality, localityWeight: p.localityWeight,
+			healthy: p.Health == plan.Healthy,
+		})
 	}
 	for key, e := range c.byPlan {
 		if !seen[key] {
@@ -164,22 +176,36 @@ func (c *Cluster) setEndpoints(next *state, list []plan.Endpoint) (gone []*Endpo
 			gone = append(gone, e)
 		}
 	}
-	next.hosts, next.picker = hosts, nil
-	if len(hosts) > 0 {
-		next.picker = balance.New(next.plan.Balancing, candidates, c.set.cfg.Random())
-	}
+	c.pick(next)
 	return gone
 }
 
-// flatten lists an assignment's endpoints. All localities and priorities are
-// alike so far.
-func flatten(la *plan.LoadAssignment) []plan.Endpoint {
+// placed is an endpoint as discovery describes it.
+type placed struct {
+	plan.Endpoint
+	priority, localityWeight uint32
+	locality                 int
+}
+
+// flatten lists an assignment's endpoints.
+func flatten(la *plan.LoadAssignment) []placed {
 	if la == nil {
 		return nil
 	}
-	var list []plan.Endpoint
-	for _, l := range la.Localities {
-		list = append(list, l.Endpoints...)
+	var list []placed
+	for i, l := range la.Localities {
+		for _, e := range l.Endpoints {
+			list = append(list, placed{e, l.Priority, l.Weight, i})
+		}
+	}
+	return list
+}
+
+// unplaced is for endpoints that are all in one place.
+func unplaced(in []plan.Endpoint) []placed {
+	list := make([]placed, len(in))
+	for i, e := range in {
+		list[i].Endpoint = e
 	}
 	return list
 }
@@ -193,7 +219,10 @@ func (c *Cluster) close() {
 	for _, e := range c.byDst {
 		all = append(all, e)
 	}
-	next.endpoints, next.hosts, next.picker = nil, nil, nil
+	next.endpoints, next.members, next.picker = nil, nil, nil
+	if c.clock != nil {
+		c.clock.Stop()
+	}
 	c.state.Store(&next)
 	clear(c.byPlan)
 	clear(c.byDst)
@@ -209,8 +238,13 @@ func (c *Cluster) close() {
 type Want struct {
 	// OriginalDst is where the client wanted to go, for clusters that go there.
 	OriginalDst netip.AddrPort
-	// Tried are endpoints to avoid as long as there are others.
-	Tried []*Endpoint
+	// Tried are endpoints to avoid as long as there are others, and with Remote their
+	// priorities as well.
+	Tried  []*Endpoint
+	Remote bool
+	// Hash decides the choice, with Hashed, where the cluster's balancing is by hash.
+	Hash   uint64
+	Hashed bool
 	// ALPN replaces the cluster's usual offer if it is not nil.
 	ALPN []string
 	// Fresh asks for a new connection even if there is an idle one.
@@ -231,22 +265,56 @@ func (c *Cluster) choose(s *state, w *Want) *Endpoint {
 	if s.picker == nil {
 		return nil
 	}
-	i := s.picker.Pick(c.set.cfg.Random())
-	if !slices.Contains(w.Tried, s.hosts[i]) {
-		return s.hosts[i]
+	random := c.set.cfg.Random()
+	if w.Hashed && (s.plan.Balancing == plan.RingHash || s.plan.Balancing == plan.Maglev) {
+		random = w.Hash
+	}
+	i := s.picker.Pick(random)
+	if len(w.Tried) == 0 {
+		return s.members[i].Endpoint
+	}
+	if w.Remote {
+		if e := s.elsewhere(i, w.Tried); e != nil {
+			return e
+		}
+	}
+	if !slices.Contains(w.Tried, s.members[i].Endpoint) {
+		return s.members[i].Endpoint
 	}
 	// A few more throws keep the balance; then any other will do.
 	for range 3 {
-		if e := s.hosts[s.picker.Pick(c.set.cfg.Random())]; !slices.Contains(w.Tried, e) {
+		random = random*0x9e3779b97f4a7c15 + 1
+		if e := s.members[s.picker.Pick(random)].Endpoint; !slices.Contains(w.Tried, e) {
 			return e
 		}
 	}
-	for n := range s.hosts {
-		if e := s.hosts[(i+n)%len(s.hosts)]; !slices.Contains(w.Tried, e) {
-			return e
+	for n := range s.members {
+		if m := &s.members[(i+n)%len(s.members)]; m.usable && !slices.Contains(w.Tried, m.Endpoint) {
+			return m.Endpoint
 		}
 	}
-	return s.hosts[i]
+	return s.members[i].Endpoint
+}
+
+// elsewhere returns an endpoint of the nearest priority in which none was tried,
+// beginning to look at from, or nil.
+func (s *state) elsewhere(from int, tried []*Endpoint) *Endpoint {
+	var best *member
+	for n := range s.members {
+		m := &s.members[(from+n)%len(s.members)]
+		if !m.usable || best != nil && best.priority <= m.priority {
+			continue
+		}
+		if !slices.ContainsFunc(s.members, func(o member) bool {
+			return o.priority == m.priority && slices.Contains(tried, o.Endpoint)
+		}) {
+			best = m
+		}
+	}
+	if best == nil {
+		return nil
+	}
+	return best.Endpoint
 }
 
 // originalDst returns the endpoint for an address, which exists while it is used.
@@ -336,6 +404,13 @@ func (c *Cluster) get(ctx context.Context, w *Want, pooled bool) (*Conn, error) 
 		var err error
 		if conn, err = c.open(ctx, s, e, w, pooled); err != nil {
 			c.end(e)
+			if failed, ok := errors.AsType[*ConnectError](err); ok {
+				outcome := Unreachable
+				if failed.Timeout {
+					outcome = TimedOut
+				}
+				e.Observe(outcome, 0, s.connectTimeout)
+			}
 			c.forgetUnused(e)
 			return nil, err
 		}
@@ -357,7 +432,7 @@ func (c *Cluster) reuse(e *Endpoint, w *Want) *Conn {
 		if conn == nil {
 			return nil
 		}
-		if conn.usable(w) {
+		if age := c.state.Load().plan.MaxConnAge; (age <= 0 || c.set.cfg.Now().Sub(conn.born) < age) && conn.usable(w) {
 			return conn
 		}
 		conn.discard()
@@ -379,7 +454,8 @@ func (c *Cluster) Release(conn *Conn, reusable bool) {
 	c.finish(conn)
 	s := c.state.Load()
 	conn.requests++
-	if !reusable || conn.secured != s.secured || s.plan.MaxPerConn > 0 && conn.requests >= s.plan.MaxPerConn {
+	if !reusable || conn.secured != s.secured || s.plan.MaxPerConn > 0 && conn.requests >= s.plan.MaxPerConn ||
+		s.plan.MaxConnAge > 0 && c.set.cfg.Now().Sub(conn.born) >= s.plan.MaxConnAge {
 		conn.discard()
 		c.forgetUnused(conn.Endpoint)
 		return

@@ -23,6 +23,7 @@ type Conn struct {
 	cluster   *Cluster
 	secured   uint64 // the cluster's TLS generation it was made under
 	requests  uint32
+	born      time.Time // set only where its age matters
 	idleSince time.Time
 	waiting   bool // counted as request in flight
 	closed    bool

@@ -155,6 +155,9 @@ func (c *Cluster) dial(parent context.Context, s *state, e *Endpoint, w *Want, p
 	}
 	conn.cluster, conn.Endpoint, conn.secured = c, e, s.secured
 	conn.look()
+	if s.plan.MaxConnAge > 0 {
+		conn.born = c.set.cfg.Now()
+	}
 	return conn, nil
 }
 

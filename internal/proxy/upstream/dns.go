@@ -114,7 +114,7 @@ func (c *Cluster) resolve(ctx context.Context) bool {
 	list := c.addresses(next.plan)
 	var gone []*Endpoint
 	if !c.same(next.endpoints, list) {
-		gone = c.setEndpoints(&next, list)
+		gone = c.setEndpoints(&next, unplaced(list))
 		c.state.Store(&next)
 	}
 	c.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/plan"
+	"github.com/heddle-mesh/heddle/internal/proxy/balance"
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
 	"github.com/heddle-mesh/heddle/internal/telemetry"
 )
@@ -16,6 +17,7 @@ import (
 type Stats struct {
 	RqTotal, RqSuccess, RqError, RqActive atomic.Int64
 	CxActive, CxTotal, CxConnectFail      atomic.Int64
+	Ejections                             atomic.Int64
 }
 
 // Endpoint is one address of a cluster with its pool and counts.
@@ -30,6 +32,10 @@ type Endpoint struct {
 
 	cluster *Cluster
 	plan    plan.Endpoint // without Health and Weight, which may change
+	key     string        // for consistent hashes
+	born    time.Time
+	health  health
+	latency balance.Latency
 
 	mu sync.Mutex
 	// mu guards
@@ -53,6 +59,8 @@ func newEndpoint(c *Cluster, p plan.Endpoint) *Endpoint {
 		},
 		cluster: c,
 		plan:    p,
+		key:     p.Address.String(),
+		born:    c.set.cfg.Now(),
 	}
 }
 

@@ -30,6 +30,7 @@ type EndpointStatus struct {
 type Counts struct {
 	RqTotal, RqSuccess, RqError, RqActive int64
 	CxActive, CxTotal, CxConnectFail      int64
+	Ejections                             int64
 }
 
 // Load returns the counts of now.
@@ -42,6 +43,7 @@ func (s *Stats) Load() Counts {
 		CxActive:      s.CxActive.Load(),
 		CxTotal:       s.CxTotal.Load(),
 		CxConnectFail: s.CxConnectFail.Load(),
+		Ejections:     s.Ejections.Load(),
 	}
 }
 
@@ -66,7 +68,7 @@ func (c *Cluster) status() ClusterStatus {
 	for _, e := range endpoints {
 		s.Endpoints = append(s.Endpoints, EndpointStatus{
 			Address: e.Address,
-			Healthy: st.plan.Discovery == plan.OriginalDst || slices.Contains(st.hosts, e),
+			Healthy: st.plan.Discovery == plan.OriginalDst || slices.ContainsFunc(st.members, func(m member) bool { return m.Endpoint == e && m.usable }),
 			MTLS:    e.MTLS,
 			Idle:    e.Idle(),
 			Counts:  e.Stats.Load(),
