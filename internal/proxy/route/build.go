@@ -25,6 +25,7 @@ func (t *Table) build(c *plan.RouteConfig) error {
 			}
 			h.routes = append(h.routes, r)
 		}
+		h.paths = newPaths(h.routes)
 		for _, domain := range v.Domains {
 			if err := t.index.add(domain, h); err != nil {
 				faults = append(faults, fmt.Errorf("route %q: virtual host %q: %w", c.Name, v.Name, err))
@@ -51,6 +52,11 @@ func compile(expr string) (*regexp.Regexp, error) {
 func newRule(p *plan.Route) (rule, error) {
 	r := rule{plan: p, retry: newRetry(p.Retry)}
 	var faults []error
+	action, err := newAction(p)
+	if err != nil {
+		faults = append(faults, err)
+	}
+	r.action = action
 	if p.Match.Path.Kind == plan.PathRegex {
 		re, err := compile(p.Match.Path.Value)
 		if err != nil {

@@ -15,6 +15,7 @@ type rule struct {
 	headers []header
 	query   []query
 	retry   *Retry
+	action  *Action
 }
 
 // header is a condition on a header.
@@ -181,13 +182,18 @@ func contains(value []byte, want string) bool {
 // matches looks at the first parameter of the name. Values are compared as they
 // were sent, escapes and all, as Envoy does.
 func (q *query) matches(params []byte) bool {
+	value, ok := parameter(params, q.plan.Name)
+	return ok && compare(q.plan.Kind, value, q.plan.Value, q.regex)
+}
+
+// parameter returns the first value of a parameter.
+func parameter(params []byte, name string) ([]byte, bool) {
 	for len(params) > 0 {
 		var p []byte
 		p, params, _ = bytes.Cut(params, []byte("&"))
-		name, value, _ := bytes.Cut(p, []byte("="))
-		if string(name) == q.plan.Name {
-			return compare(q.plan.Kind, value, q.plan.Value, q.regex)
+		if n, value, _ := bytes.Cut(p, []byte("=")); string(n) == name {
+			return value, true
 		}
 	}
-	return false
+	return nil, false
 }

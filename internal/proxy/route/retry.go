@@ -26,11 +26,12 @@ const (
 )
 
 var conditions = map[string]Conditions{
-	"5xx":                    On5xx,
-	"gateway-error":          OnGatewayError,
-	"reset":                  OnReset,
-	"reset-before-request":   OnResetBeforeRequest,
-	"connect-failure":        OnConnectFailure,
+	"5xx":                  On5xx,
+	"gateway-error":        OnGatewayError,
+	"reset":                OnReset,
+	"reset-before-request": OnResetBeforeRequest,
+	"connect-failure":      OnConnectFailure,
+	// Every request of HTTP/1 is a stream of its own, which nobody refuses.
 	"refused-stream":         OnRefusedStream,
 	"retriable-4xx":          OnRetriable4xx,
 	"retriable-status-codes": OnRetriableCodes,
@@ -48,14 +49,24 @@ type Retry struct {
 	Attempts int // beyond the first
 	PerTry   time.Duration
 	Reopen   bool // avoid endpoints that were tried
+	Remote   bool // and, after two attempts, their priorities
+	Backoff  time.Duration
 }
+
+// usualBackoff is the base of the wait before a retry. Source: Envoy, router
+// filter, x-envoy-max-retries.
+const usualBackoff = 25 * time.Millisecond
 
 // newRetry leaves out words it does not know, as Envoy does.
 func newRetry(p *plan.Retry) *Retry {
 	if p == nil {
 		return nil
 	}
-	r := &Retry{Codes: p.Codes, Attempts: int(p.Attempts), PerTry: p.PerTry, Reopen: p.HostReopen > 0}
+	r := &Retry{Codes: p.Codes, Attempts: int(p.Attempts), PerTry: p.PerTry, Reopen: p.HostReopen > 0,
+		Remote: p.Remote, Backoff: p.Backoff}
+	if r.Backoff <= 0 {
+		r.Backoff = usualBackoff
+	}
 	for _, word := range p.On {
 		r.On |= conditions[word]
 	}

@@ -40,6 +40,8 @@ type Decision struct {
 	Host  *plan.VirtualHost
 	Route *plan.Route
 	Retry *Retry // nil: none
+	// Action is what of the route is compiled, nil if nothing is.
+	Action *Action
 }
 
 // Table is an indexed plan.RouteConfig. It is immutable.
@@ -55,6 +57,7 @@ type Table struct {
 type host struct {
 	plan   *plan.VirtualHost
 	routes []rule
+	paths  *paths // nil: the routes are few
 }
 
 // NewTable indexes a route configuration. It fails, naming every fault, if a
@@ -75,16 +78,44 @@ func (t *Table) match(r *Request, trace *Trace) Decision {
 	if h == nil {
 		return Decision{}
 	}
+	if h.paths != nil && trace == nil {
+		if d, ok := h.lookUp(r); ok {
+			return d
+		}
+	}
 	for i := range h.routes {
 		ok := h.routes[i].matches(r)
 		if trace != nil {
 			trace.route(&h.routes[i], *r, ok)
 		}
 		if ok {
-			return Decision{Host: h.plan, Route: h.routes[i].plan, Retry: h.routes[i].retry}
+			return h.decision(i)
 		}
 	}
 	return Decision{Host: h.plan}
+}
+
+// lookUp answers as a look at all routes would, if it can.
+func (h *host) lookUp(r *Request) (d Decision, ok bool) {
+	found := candidates{paths: h.paths}
+	found.find(r.Path)
+	if found.full {
+		return d, false
+	}
+	for {
+		i := found.next()
+		if i < 0 {
+			return Decision{Host: h.plan}, true
+		}
+		if h.routes[i].matches(r) {
+			return h.decision(i), true
+		}
+	}
+}
+
+func (h *host) decision(i int) Decision {
+	r := &h.routes[i]
+	return Decision{Host: h.plan, Route: r.plan, Retry: r.retry, Action: r.action}
 }
 
 // Pick chooses one share of a split. random is uniform over all its values. It
