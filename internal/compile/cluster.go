@@ -53,6 +53,7 @@ func (s *scope) cluster(d *destination, p *model.Port, subset *networking.Subset
 		c.Service.Name = string(d.Host)
 	}
 	balance(c, d, policy.GetLoadBalancer())
+	c.ProxyProtocol = proxyProtocol(d.rule, subset)
 	poolOf(policy, s.mesh.ConnectTimeout).apply(c)
 	c.RetryBudget = retryBudget(policy.GetRetryBudget())
 	if d.rule != nil {
@@ -266,6 +267,20 @@ func forPort(in *networking.TrafficPolicy, p *model.Port) *networking.TrafficPol
 		}
 	}
 	return in
+}
+
+// proxyProtocol returns the version of the header that a host's servers, or a
+// subset's, are sent; 0 is none. Ports have no say in it.
+// Source: Istio, MergeTrafficPolicy.
+func proxyProtocol(rule *model.DestinationRule, subset *networking.Subset) uint8 {
+	if rule == nil {
+		return 0
+	}
+	in := cmp.Or(subset.GetTrafficPolicy().GetProxyProtocol(), rule.Policy.GetProxyProtocol())
+	if in == nil {
+		return 0
+	}
+	return uint8(in.Version) + 1
 }
 
 func portSettings(in *networking.TrafficPolicy, p *model.Port) *networking.TrafficPolicy_PortTrafficPolicy {

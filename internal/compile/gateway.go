@@ -22,7 +22,9 @@ type edge struct {
 	servers  []server
 	virtuals map[string][]*model.VirtualService // by gateway, oldest first
 	access   access
-	print    model.Print
+	// proxied says that callers begin with the PROXY protocol's header.
+	proxied bool
+	print   model.Print
 }
 
 // server is one server of a Gateway on one port of the workload.
@@ -75,6 +77,7 @@ const disableTranslationLabel = "experimental.istio.io/disable-gateway-port-tran
 func edgeOf(w *model.World, p *Proxy) *edge {
 	wl := self(w, p)
 	e := &edge{mesh: w.Mesh(), labels: wl.Labels, virtuals: map[string][]*model.VirtualService{}, access: accessOf(w, wl)}
+	e.proxied = p.ProxyProtocol || e.mesh.ProxyProtocol
 	if e.labels == nil {
 		e.labels = map[string]string{}
 	}
@@ -129,6 +132,7 @@ func targetPorts(g *model.Gateway, number uint16, instances []model.Instance) []
 func (e *edge) seal() {
 	p := model.NewPrinter()
 	p.Print(e.mesh.Print)
+	p.Flag(e.proxied)
 	for _, k := range sortedKeys(e.labels) {
 		p.Text(k, e.labels[k])
 	}
@@ -168,6 +172,8 @@ func (v *View) gatewayPlan() *plan.Plan {
 			Address:   address,
 			Direction: plan.Edge,
 			Bound:     true,
+
+			ProxyProtocol: v.edge.proxied,
 		}
 		switch kind {
 		case httpServer:

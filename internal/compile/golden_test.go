@@ -15,7 +15,7 @@ import (
 
 // TestGolden asks two kinds of questions about the objects of a case:
 //
-//	sidecar|gateway|grpc NAMESPACE[/POD] [ip=A] [dns] [http2] [ask=H:P] [k=v…]: WHAT[; WHAT…]
+//	sidecar|gateway|grpc NAMESPACE[/POD] [ip=A] [dns] [http2] [proxied] [ask=H:P] [k=v…]: WHAT[; WHAT…]
 //	endpoints EDSNAME
 //
 // WHAT selects blocks of the plan's text by the beginning of their first line,
@@ -119,6 +119,8 @@ func parseProxy(t *testing.T, w *model.World, text string) *compile.Proxy {
 			p.DNSCapture = true
 		case "http2":
 			p.HTTP2 = true
+		case "proxied":
+			p.ProxyProtocol = true
 		case "ip":
 			p.IPs = append(p.IPs, netip.MustParseAddr(v))
 		case "ask":

@@ -25,6 +25,9 @@ type Proxy struct {
 	ClusterID      string
 	DNSDomain      string // "default.svc.cluster.local"
 	DNSCapture     bool
+	// ProxyProtocol says that what its callers send begins with the PROXY
+	// protocol's header: gatewayTopology of its own configuration.
+	ProxyProtocol bool
 	// HTTP2 says that the proxy handles HTTP/2: Envoy does, Heddle's own does not
 	// yet. See speaks.
 	HTTP2 bool

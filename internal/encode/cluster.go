@@ -9,6 +9,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	upstreamproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
 	httpoptionsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -67,7 +68,33 @@ func cluster(c *plan.Cluster, forGRPC bool) *clusterv3.Cluster {
 	default:
 		out.TransportSocket = upstreamTLS(c.TLS, forGRPC)
 	}
+	if c.ProxyProtocol > 0 && !forGRPC {
+		for _, m := range out.TransportSocketMatches {
+			m.TransportSocket = behindHeader(c.ProxyProtocol, m.TransportSocket)
+		}
+		if out.TransportSocketMatches == nil {
+			out.TransportSocket = behindHeader(c.ProxyProtocol, out.TransportSocket)
+		}
+	}
 	return out
+}
+
+// behindHeader sends the PROXY protocol's header before what a socket sends.
+func behindHeader(version uint8, inner *corev3.TransportSocket) *corev3.TransportSocket {
+	if inner == nil {
+		inner = rawSocket()
+	}
+	v := corev3.ProxyProtocolConfig_V1
+	if version == 2 {
+		v = corev3.ProxyProtocolConfig_V2
+	}
+	return &corev3.TransportSocket{
+		Name: "envoy.transport_sockets.upstream_proxy_protocol",
+		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(&upstreamproxyv3.ProxyProtocolUpstreamTransport{
+			Config:          &corev3.ProxyProtocolConfig{Version: v},
+			TransportSocket: inner,
+		})},
+	}
 }
 
 var discoveries = map[plan.Discovery]clusterv3.Cluster_DiscoveryType{

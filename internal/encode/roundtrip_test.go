@@ -184,6 +184,7 @@ func genListener(t *rapid.T) *plan.Listener {
 		Direction:      rapid.SampledFrom([]plan.Direction{plan.Outbound, plan.Inbound, plan.Edge}).Draw(t, "direction"),
 		Bound:          flag(t),
 		UseOriginalDst: flag(t),
+		ProxyProtocol:  flag(t),
 	}
 	l.Inspect.TLS, l.Inspect.HTTP = flag(t), flag(t)
 	if l.Inspect.TLS || l.Inspect.HTTP {
@@ -504,7 +505,8 @@ func genCluster(t *rapid.T) *plan.Cluster {
 		MaxConnections: maybe(t, "connections", count), MaxPending: maybe(t, "pending", count),
 		MaxRequests: maybe(t, "requests", count), MaxPerConn: maybe(t, "per connection", count),
 		BindAddress: maybe(t, "bind", addr), Origin: maybe(t, "origin", anyText),
-		MaxRetries: maybe(t, "retries", count), MaxConnAge: maybe(t, "age", span),
+		ProxyProtocol: uint8(rapid.IntRange(0, 2).Draw(t, "PROXY protocol")),
+		MaxRetries:    maybe(t, "retries", count), MaxConnAge: maybe(t, "age", span),
 		LocalityWeighted: flag(t), PanicPercent: rapid.Uint32Range(0, 100).Draw(t, "panic"),
 	}
 	percent := func(name string) float64 { return rapid.Float64Range(0, 100).Draw(t, name) }

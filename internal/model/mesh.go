@@ -28,6 +28,9 @@ type Mesh struct {
 	// Locality is where calls go by preference, unless a rule says so; nil is the
 	// built-in.
 	Locality *networking.LocalityLoadBalancerSetting
+	// ProxyProtocol says that callers of gateways begin with the PROXY protocol's
+	// header.
+	ProxyProtocol bool
 	// DefaultRetry is what routes without their own do; nil is the built-in.
 	DefaultRetry *networking.HTTPRetry
 
@@ -68,6 +71,7 @@ func newMesh(opts Options, cm *config.Object) *Mesh {
 		GatewayClientCert:        in.DefaultConfig.GetGatewayTopology().GetForwardClientCertDetails(),
 		DefaultRetry:             in.DefaultHttpRetryPolicy,
 		Locality:                 in.LocalityLbSetting,
+		ProxyProtocol:            in.GetDefaultConfig().GetGatewayTopology().GetProxyProtocol() != nil,
 		ServiceExportTo:          in.DefaultServiceExportTo,
 		VirtualServiceExportTo:   in.DefaultVirtualServiceExportTo,
 		DestinationRuleExportTo:  in.DefaultDestinationRuleExportTo,
@@ -86,6 +90,7 @@ func newMesh(opts Options, cm *config.Object) *Mesh {
 	p.Text(m.TrustDomainAliases...)
 	p.Flag(m.RegistryOnly)
 	p.Flag(m.AutoMTLS)
+	p.Flag(m.ProxyProtocol)
 	p.Number(uint64(m.ConnectTimeout))
 	p.Number(uint64(m.ProtocolDetectionTimeout))
 	p.Number(uint64(m.GatewayHops)<<32 | uint64(m.GatewayClientCert))

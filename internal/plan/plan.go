@@ -50,6 +50,9 @@ type Listener struct {
 	// address and port, then by port, from a bound one that has UseOriginalDst.
 	Bound          bool
 	UseOriginalDst bool
+	// ProxyProtocol demands that a connection begins with the PROXY protocol's
+	// header, of either version, which says whose it is.
+	ProxyProtocol bool
 	// Inspect says what is peeked from the connection's first bytes before a
 	// filter chain is chosen.
 	Inspect Inspect
@@ -477,6 +480,9 @@ type Cluster struct {
 	Outlier      *Outlier // nil: no host is ever ejected
 
 	TLS *ClientTLS // nil: plain text
+	// ProxyProtocol is the version of the header that tells the server, before
+	// anything else, on whose behalf a connection is made; 0 sends none.
+	ProxyProtocol uint8
 
 	// Service is what metrics call the destination.
 	Service ServiceRef

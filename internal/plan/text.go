@@ -63,6 +63,7 @@ func (l *Listener) text(b *strings.Builder) {
 		w.addIf(l.Address.IsValid() && l.Name != strings.Replace(l.Address.String(), ":", "_", 1), "%s", l.Address)
 		w.addIf(l.Bound, "bound")
 		w.addIf(l.UseOriginalDst, "original-dst")
+		w.addIf(l.ProxyProtocol, "proxy-protocol")
 		if look := l.Inspect.String(); look != "" {
 			w.add("inspect=%s", look)
 		}
@@ -466,6 +467,7 @@ func (c *Cluster) String() string {
 		w.add("%s", c.Outlier)
 	}
 	w.addIf(c.BindAddress.IsValid(), "bind=%s", c.BindAddress)
+	w.addIf(c.ProxyProtocol > 0, "proxy-protocol=v%d", c.ProxyProtocol)
 	if c.TLS != nil {
 		w.add("%s", c.TLS)
 	}

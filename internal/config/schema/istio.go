@@ -45,7 +45,7 @@ func istio() []*Kind {
 			Acted: slices.Concat(
 				under("spec", "host", "exportTo", "workloadSelector"),
 				under("spec.subsets[]", "name", "labels"),
-				trafficPolicy("spec.trafficPolicy"),
+				trafficPolicy("spec.trafficPolicy"), []string{"spec.trafficPolicy.proxyProtocol", "spec.subsets[].trafficPolicy.proxyProtocol"},
 				trafficPolicy("spec.subsets[].trafficPolicy"),
 			),
 			Guards: []string{
@@ -169,7 +169,7 @@ var meshConfig = sync.OnceValue(func() *Kind {
 			"accessLogFile", "connectTimeout", "protocolDetectionTimeout",
 			"defaultHttpRetryPolicy.attempts", "defaultHttpRetryPolicy.perTryTimeout", "defaultHttpRetryPolicy.retryOn",
 			"defaultHttpRetryPolicy.retryIgnorePreviousHosts",
-			"defaultServiceExportTo", "defaultVirtualServiceExportTo", "defaultDestinationRuleExportTo",
+			"defaultConfig.gatewayTopology.proxyProtocol", "defaultServiceExportTo", "defaultVirtualServiceExportTo", "defaultDestinationRuleExportTo",
 		},
 		Quiet: []Quiet{
 			{"proxies are told the address by whoever starts them", []string{"defaultConfig.discoveryAddress"}},

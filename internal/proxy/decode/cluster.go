@@ -60,6 +60,7 @@ func (r *reader) cluster(m *clusterv3.Cluster) *plan.Cluster {
 	r.keepalive(m.GetUpstreamConnectionOptions(), c)
 	r.circuitBreakers(m, c)
 	r.httpOptions(m, c)
+	c.ProxyProtocol = r.behindHeader(m)
 	c.TLS = r.clusterTLS(m)
 	if b := m.GetUpstreamBindConfig(); b != nil {
 		r.only("upstream_bind_config", b, "source_address")

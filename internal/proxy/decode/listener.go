@@ -12,6 +12,7 @@ import (
 	fileaccesslogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/file/v3"
 	httpinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/http_inspector/v3"
 	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
+	proxyprotocolv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/proxy_protocol/v3"
 	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	netrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
@@ -70,6 +71,7 @@ func (r *reader) listener(m *listenerv3.Listener) *plan.Listener {
 	}
 	l.Bound = m.GetBindToPort() == nil || m.GetBindToPort().GetValue()
 	l.UseOriginalDst = m.GetUseOriginalDst().GetValue()
+	l.ProxyProtocol = r.proxyProtocol(m)
 	l.Inspect = r.inspect(m)
 
 	seen := map[string]string{}
@@ -115,6 +117,7 @@ func (r *reader) inspect(m *listenerv3.Listener) plan.Inspect {
 	for i, f := range m.GetListenerFilters() {
 		path := index("", "listener_filters", i)
 		switch typed := f.GetTypedConfig(); typed.GetTypeUrl() {
+		case proxyProtocolFilter: // see proxyProtocol
 		case "type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst":
 			c := &originaldstv3.OriginalDst{}
 			if r.unpack(path, typed, c) {
@@ -161,6 +164,28 @@ func (r *reader) inspect(m *listenerv3.Listener) plan.Inspect {
 		}
 	}
 	return in
+}
+
+const proxyProtocolFilter = "type.googleapis.com/envoy.extensions.filters.listener.proxy_protocol.v3.ProxyProtocol"
+
+// proxyProtocol reads whether the PROXY protocol's header is demanded.
+func (r *reader) proxyProtocol(m *listenerv3.Listener) bool {
+	found := false
+	for i, f := range m.GetListenerFilters() {
+		if f.GetTypedConfig().GetTypeUrl() != proxyProtocolFilter {
+			continue
+		}
+		path := index("", "listener_filters", i)
+		c := &proxyprotocolv3.ProxyProtocol{}
+		if r.unpack(path, f.GetTypedConfig(), c) {
+			r.only(path, c, "stat_prefix")
+		}
+		if f.GetFilterDisabled() != nil {
+			r.fail(join(path, "filter_disabled"), "is not supported")
+		}
+		found = true
+	}
+	return found
 }
 
 // skippedPorts reads a predicate that is a destination port or several of them.

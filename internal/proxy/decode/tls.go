@@ -5,6 +5,7 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	upstreamproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/proxy_protocol/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
@@ -51,6 +52,51 @@ func (r *reader) downstreamTLS(path string, s *corev3.TransportSocket) *plan.Ser
 		out.TrustDomains = append(out.TrustDomains, domain)
 	}
 	return out
+}
+
+const upstreamProxyProtocol = "type.googleapis.com/envoy.extensions.transport_sockets.proxy_protocol.v3.ProxyProtocolUpstreamTransport"
+
+// behindHeader reads which version of the PROXY protocol's header goes before what
+// the cluster's sockets send, and puts those that it wraps in the place of the
+// wrappers. Of several sockets all must send the same.
+func (r *reader) behindHeader(m *clusterv3.Cluster) uint8 {
+	if len(m.GetTransportSocketMatches()) == 0 {
+		s, version := r.unwrapped("transport_socket", m.GetTransportSocket())
+		m.TransportSocket = s
+		return version
+	}
+	var out uint8
+	for i, match := range m.GetTransportSocketMatches() {
+		at := join(index("", "transport_socket_matches", i), "transport_socket")
+		s, version := r.unwrapped(at, match.GetTransportSocket())
+		match.TransportSocket = s
+		if i > 0 && version != out {
+			r.fail(at, "sends another PROXY protocol header than the first")
+		}
+		out = version
+	}
+	return out
+}
+
+func (r *reader) unwrapped(path string, s *corev3.TransportSocket) (*corev3.TransportSocket, uint8) {
+	if s.GetTypedConfig().GetTypeUrl() != upstreamProxyProtocol {
+		return s, 0
+	}
+	w := &upstreamproxyv3.ProxyProtocolUpstreamTransport{}
+	if !r.unpack(path, s.GetTypedConfig(), w) {
+		return nil, 0
+	}
+	r.only(path, w, "config", "transport_socket",
+		"allow_unspecified_address") // an address that is not known is written as such
+	r.only(join(path, "config"), w.GetConfig(), "version")
+	switch w.GetConfig().GetVersion() {
+	case corev3.ProxyProtocolConfig_V1:
+		return w.GetTransportSocket(), 1
+	case corev3.ProxyProtocolConfig_V2:
+		return w.GetTransportSocket(), 2
+	}
+	r.fail(join(path, "config.version"), "%v is not supported", w.GetConfig().GetVersion())
+	return w.GetTransportSocket(), 0
 }
 
 // clusterTLS reads either form: one socket for all endpoints, or Istio's two of

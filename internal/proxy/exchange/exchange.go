@@ -48,6 +48,9 @@ type Filter struct {
 type Conn struct {
 	ID     uint64
 	Remote netip.AddrPort
+	// Direct is the socket's other side. It differs from Remote where that one named
+	// the client in a PROXY protocol header.
+	Direct netip.AddrPort
 	Local  netip.AddrPort // where the client wanted to go: the original destination
 	// Direction is the listener's.
 	Direction plan.Direction

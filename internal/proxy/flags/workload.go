@@ -41,6 +41,12 @@ func workload(root string, env environment, gateway bool, domain string) (proxy.
 			meta[key] = env[name]
 		}
 	}
+	if _, given := meta["PROXY_CONFIG"]; !given && env["PROXY_CONFIG"] != "" {
+		var config map[string]any
+		if json.Unmarshal([]byte(env["PROXY_CONFIG"]), &config) == nil { // who reads it for the proxy complains
+			meta["PROXY_CONFIG"] = config
+		}
+	}
 	text := func(key string) string {
 		s, _ := meta[key].(string)
 		return s

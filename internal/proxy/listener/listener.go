@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -46,12 +47,8 @@ const (
 	// DefaultHandshakeTimeout is Envoy's transport socket connect timeout as
 	// Istio's users meet it.
 	DefaultHandshakeTimeout = 15 * time.Second
-	// maxHandshakes bounds the handshakes that go on at the same time. A waiting
-	// one costs memory for keys and records before its client is known.
-	maxHandshakes = 1024
-
-	minRetry = 50 * time.Millisecond // of accept and listen
-	maxRetry = 5 * time.Second
+	minRetry                = 50 * time.Millisecond // of accept and listen
+	maxRetry                = 5 * time.Second
 )
 
 // Config is what a Manager needs. Network, Live, Metrics and Log are required.
@@ -76,13 +73,14 @@ type Config struct {
 // connections accepted on them.
 type Manager struct {
 	cfg        Config
-	handshakes chan struct{}
+	handshakes handshakes
+	turns      mtls.Turns
 	changed    chan struct{} // cap 1
 	lastID     atomic.Uint64
 	active     atomic.Int64
 	ownID      atomic.Pointer[ownID]
 
-	opened, overflow, noChain, handshakeErrors, refused, panics *telemetry.Counter
+	opened, overflow, noChain, handshakeErrors, handshakeOverflow, refused, panics, noHeader *telemetry.Counter
 
 	conns sync.WaitGroup
 
@@ -127,18 +125,24 @@ func New(cfg Config) (*Manager, error) {
 	cfg.HandshakeTimeout = cmp.Or(cfg.HandshakeTimeout, DefaultHandshakeTimeout)
 	cfg.DrainTime = cmp.Or(cfg.DrainTime, DefaultDrainTime)
 	m := &Manager{
-		cfg:        cfg,
-		handshakes: make(chan struct{}, maxHandshakes),
-		changed:    make(chan struct{}, 1),
-		draining:   make(map[plan.Direction]bool),
-		bound:      make(map[netip.AddrPort]*boundListener),
+		cfg:      cfg,
+		turns:    make(mtls.Turns, runtime.GOMAXPROCS(0)),
+		changed:  make(chan struct{}, 1),
+		draining: make(map[plan.Direction]bool),
+		bound:    make(map[netip.AddrPort]*boundListener),
 
-		opened:          cfg.Metrics.Counter("envoy_listener_downstream_cx_total", "Connections accepted."),
-		overflow:        cfg.Metrics.Counter("envoy_listener_downstream_cx_overflow", "Connections refused because there were too many."),
-		noChain:         cfg.Metrics.Counter("envoy_listener_no_filter_chain_match", "Connections closed because no filter chain matched."),
-		handshakeErrors: cfg.Metrics.Counter("envoy_listener_ssl_connection_error", "TLS handshakes with clients that failed."),
-		refused:         cfg.Metrics.Counter("envoy_listener_loop_refused", "Connections refused because they were addressed to the proxy itself."),
-		panics:          cfg.Metrics.Counter("envoy_server_connection_panics", "Connections that were ended by a fault of the proxy."),
+		opened:            cfg.Metrics.Counter("envoy_listener_downstream_cx_total", "Connections accepted."),
+		overflow:          cfg.Metrics.Counter("envoy_listener_downstream_cx_overflow", "Connections refused because there were too many."),
+		noChain:           cfg.Metrics.Counter("envoy_listener_no_filter_chain_match", "Connections closed because no filter chain matched."),
+		handshakeErrors:   cfg.Metrics.Counter("envoy_listener_ssl_connection_error", "TLS handshakes with clients that failed."),
+		handshakeOverflow: cfg.Metrics.Counter("heddle_listener_ssl_handshake_overflow", "Connections closed because too many others waited for their TLS handshakes."),
+		noHeader:          cfg.Metrics.Counter("envoy_proxy_proto_error", "Connections closed because they did not begin with a right PROXY protocol header."),
+		refused:           cfg.Metrics.Counter("envoy_listener_loop_refused", "Connections refused because they were addressed to the proxy itself."),
+		panics:            cfg.Metrics.Counter("envoy_server_connection_panics", "Connections that were ended by a fault of the proxy."),
+	}
+	m.handshakes = handshakes{
+		places: maxHandshakes, queue: maxWaiting,
+		evicted: cfg.Metrics.Counter("heddle_listener_ssl_handshake_evicted", "TLS handshakes given up for others because their clients took too long."),
 	}
 	cfg.Metrics.GaugeFunc("envoy_listener_downstream_cx_active", "Connections open.", func() float64 { return float64(m.Active()) })
 	return m, nil
@@ -393,6 +397,7 @@ func (m *Manager) serve(b *boundListener, c net.Conn) {
 		Local:     addrPort(c.LocalAddr()),
 		Direction: l.Plan.Direction,
 	}
+	info.Direct = info.Remote
 
 	// Where to. A captured connection has an original destination; one that has
 	// none was addressed to the capturing port itself.
@@ -415,6 +420,20 @@ func (m *Manager) serve(b *boundListener, c net.Conn) {
 				}
 			}
 		}
+	}
+
+	if l.Plan.ProxyProtocol {
+		behind, err := m.behalf(b.life, c, info)
+		if err != nil {
+			m.noHeader.Inc()
+			m.cfg.Log.Debug("no PROXY protocol header", "listener", l.Plan.Name, "remote", info.Remote, "error", err)
+			Reset(c)
+			return
+		}
+		if replay, ok := behind.(*Replay); ok {
+			defer replay.Release()
+		}
+		c = behind
 	}
 
 	// What is it, and whose.
@@ -479,25 +498,17 @@ func (m *Manager) loops(dst netip.AddrPort, captured bool, b *boundListener) boo
 
 func (m *Manager) handshake(ctx context.Context, c net.Conn, cfg *tls.Config, info *exchange.Conn) (*tls.Conn, error) {
 	deadline := time.Now().Add(m.cfg.HandshakeTimeout)
-	select {
-	case m.handshakes <- struct{}{}:
-	default:
-		t := time.NewTimer(m.cfg.HandshakeTimeout)
-		defer t.Stop()
-		select {
-		case m.handshakes <- struct{}{}:
-		case <-t.C:
-			return nil, errors.New("too many handshakes at a time")
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+	place, err := m.handshakes.begin(ctx, c, deadline)
+	if err != nil {
+		m.handshakeOverflow.Inc()
+		return nil, err
 	}
-	defer func() { <-m.handshakes }()
+	defer m.handshakes.end(place)
 	if err := c.SetDeadline(deadline); err != nil {
 		return nil, err
 	}
 	tc := mtls.Server(c, cfg)
-	if err := tc.Handshake(); err != nil {
+	if err := m.turns.Handshake(tc); err != nil {
 		return nil, err
 	}
 	if err := c.SetDeadline(time.Time{}); err != nil {

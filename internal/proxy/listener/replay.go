@@ -9,6 +9,14 @@ import (
 	"time"
 )
 
+const (
+	// firstSize is what a connection's first byte is waited for with.
+	firstSize = 64
+	// speakTimeout is how long a client that has begun to speak may take until it
+	// has said what it speaks, where silence is not limited.
+	speakTimeout = DefaultHandshakeTimeout
+)
+
 // peekSize holds a request head or a ClientHello in nearly all cases.
 const peekSize = 4 << 10
 
@@ -107,13 +115,14 @@ type found struct {
 var errSilent = errors.New("closed before the first byte")
 
 // inspect reads as much of c as the looks need, at most until the timeout, 0 for
-// none, and returns a connection that replays it. Running out of time or bytes is
+// none before the first byte, and returns a connection that replays it. Running out of time or bytes is
 // no error: the connection then is what is known by then.
 func inspect(c net.Conn, wantTLS, wantHTTP bool, timeout time.Duration) (found, *Replay, error) {
 	var f found
-	pooled := peekBuffers.Get().(*[peekSize]byte)
-	r := &Replay{Conn: c, pooled: pooled}
-	buf := pooled[:0]
+	r := &Replay{Conn: c}
+	// Many connections may be open on which nobody says anything. They do with
+	// little memory, and what begins to speak has to come to the point.
+	buf := make([]byte, 0, firstSize)
 	if timeout > 0 {
 		if err := c.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 			r.Release()
@@ -122,6 +131,17 @@ func inspect(c net.Conn, wantTLS, wantHTTP bool, timeout time.Duration) (found, 
 	}
 	need := 1
 	for wantTLS || wantHTTP {
+		if len(buf) > 0 && r.pooled == nil {
+			r.pooled = peekBuffers.Get().(*[peekSize]byte)
+			buf = append(r.pooled[:0], buf...)
+			if timeout == 0 {
+				timeout = speakTimeout
+				if err := c.SetReadDeadline(time.Now().Add(timeout)); err != nil {
+					r.Release()
+					return f, nil, err
+				}
+			}
+		}
 		if len(buf) == cap(buf) {
 			grown := make([]byte, len(buf), 2*cap(buf))
 			copy(grown, buf)
@@ -160,8 +180,8 @@ func inspect(c net.Conn, wantTLS, wantHTTP bool, timeout time.Duration) (found, 
 		}
 	}
 	r.peeked = buf
-	if len(buf) == 0 || cap(buf) != peekSize {
-		peekBuffers.Put(pooled)
+	if r.pooled != nil && cap(buf) != peekSize {
+		peekBuffers.Put(r.pooled)
 		r.pooled = nil
 	}
 	return f, r, nil

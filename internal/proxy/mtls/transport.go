@@ -30,6 +30,8 @@ type Transport struct {
 	tryRead  func(fd uintptr) bool
 	tryWrite func(fd uintptr) bool
 
+	turns Turns // while the handshake goes on; nil takes none
+
 	more atomic.Bool
 	// What a write was given and left.
 	out    []byte
@@ -53,6 +55,33 @@ func Server(c net.Conn, cfg *tls.Config) *tls.Conn { return tls.Server(&Transpor
 // Client is tls.Client over a Transport.
 func Client(c net.Conn, cfg *tls.Config) *tls.Conn { return tls.Client(&Transport{Conn: c}, cfg) }
 
+// Turns bounds how many handshakes use the processor at a time, so that many at once
+// do not hold up the connections that are there. A handshake has a turn while it
+// calculates and gives it back while it waits for the other side.
+type Turns chan struct{}
+
+// Handshake does a server's handshake on c, in turns, which may be nil.
+func (t Turns) Handshake(c *tls.Conn) error {
+	if t == nil {
+		return c.Handshake()
+	}
+	below, _ := c.NetConn().(*Transport)
+	t <- struct{}{}
+	if below != nil {
+		below.turns = t
+		defer func() { below.turns = nil }()
+	}
+	defer func() { <-t }()
+	return c.Handshake()
+}
+
+// without gives the turn back while f waits.
+func (t Turns) without(f func([]byte) (int, error), b []byte) (int, error) {
+	<-t
+	defer func() { t <- struct{}{} }()
+	return f(b)
+}
+
 // NetConn returns the connection below.
 func (t *Transport) NetConn() net.Conn { return t.Conn }
 
@@ -68,4 +97,18 @@ func (t *Transport) SetLinger(sec int) error {
 		return c.SetLinger(sec)
 	}
 	return nil
+}
+
+func (t *Transport) readBelow(b []byte) (int, error) {
+	if t.turns != nil {
+		return t.turns.without(t.Conn.Read, b)
+	}
+	return t.Conn.Read(b)
+}
+
+func (t *Transport) writeBelow(b []byte) (int, error) {
+	if t.turns != nil {
+		return t.turns.without(t.Conn.Write, b)
+	}
+	return t.Conn.Write(b)
 }

@@ -26,7 +26,7 @@ func (t *Transport) Bulk(c *net.TCPConn) error {
 // Read implements net.Conn.
 func (t *Transport) Read(b []byte) (int, error) {
 	if t.raw == nil {
-		return t.Conn.Read(b)
+		return t.readBelow(b)
 	}
 	if len(b) == 0 {
 		return 0, nil
@@ -55,7 +55,7 @@ func (t *Transport) readOnce(fd uintptr) bool {
 // Write implements net.Conn.
 func (t *Transport) Write(b []byte) (int, error) {
 	if t.raw == nil {
-		return t.Conn.Write(b)
+		return t.writeBelow(b)
 	}
 	t.out, t.outN = b, 0
 	err := t.raw.Write(t.tryWrite)

@@ -252,7 +252,7 @@ func (x *connection) connect() (*upstream.Conn, error) {
 	}
 	var tried []*upstream.Endpoint
 	for {
-		server, err := c.Connect(x.proxy.cfg.Context, upstream.Want{OriginalDst: x.info.Local, Tried: tried})
+		server, err := c.Connect(x.proxy.cfg.Context, upstream.Want{OriginalDst: x.info.Local, Client: x.info.Remote, Tried: tried})
 		if err == nil {
 			x.labelServer(server)
 			return server, nil

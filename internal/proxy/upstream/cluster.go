@@ -245,6 +245,8 @@ type Want struct {
 	// Hash decides the choice, with Hashed, where the cluster's balancing is by hash.
 	Hash   uint64
 	Hashed bool
+	// Client is on whose behalf the connection is made, for servers that are told.
+	Client netip.AddrPort
 	// ALPN replaces the cluster's usual offer if it is not nil.
 	ALPN []string
 	// Fresh asks for a new connection even if there is an idle one.
@@ -454,7 +456,7 @@ func (c *Cluster) Release(conn *Conn, reusable bool) {
 	c.finish(conn)
 	s := c.state.Load()
 	conn.requests++
-	if !reusable || conn.secured != s.secured || s.plan.MaxPerConn > 0 && conn.requests >= s.plan.MaxPerConn ||
+	if !reusable || conn.personal || conn.secured != s.secured || s.plan.MaxPerConn > 0 && conn.requests >= s.plan.MaxPerConn ||
 		s.plan.MaxConnAge > 0 && c.set.cfg.Now().Sub(conn.born) >= s.plan.MaxConnAge {
 		conn.discard()
 		c.forgetUnused(conn.Endpoint)

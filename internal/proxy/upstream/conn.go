@@ -21,6 +21,7 @@ type Conn struct {
 	Local, Remote netip.AddrPort
 
 	cluster   *Cluster
+	personal  bool   // the server was told whose it is: not for other clients
 	secured   uint64 // the cluster's TLS generation it was made under
 	requests  uint32
 	born      time.Time // set only where its age matters

@@ -3,11 +3,14 @@ package upstream
 import (
 	"context"
 	"crypto/tls"
+	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/heddle-mesh/heddle/internal/plan"
 	"github.com/heddle-mesh/heddle/internal/proxy/mtls"
+	"github.com/heddle-mesh/heddle/internal/proxy/proxyproto"
 )
 
 // What a sidecar offers another one. The first that the server knows is agreed
@@ -173,6 +176,13 @@ func (c *Cluster) establish(ctx context.Context, s *state, e *Endpoint, w *Want,
 		return nil, err
 	}
 	conn := &Conn{Conn: nc, Local: addrPort(nc.LocalAddr()), Remote: e.Address}
+	if v := s.plan.ProxyProtocol; v > 0 {
+		conn.personal = true
+		if err := introduce(ctx, nc, proxyproto.Version(v), w); err != nil {
+			nc.Close()
+			return nil, err
+		}
+	}
 	if !secure {
 		return conn, nil
 	}
@@ -199,6 +209,19 @@ func (c *Cluster) establish(ctx context.Context, s *state, e *Endpoint, w *Want,
 	conn.MTLS = t.Certificate != ""
 	conn.ALPN = cs.NegotiatedProtocol
 	return conn, nil
+}
+
+// introduce tells the server whose connection this is. The header is shorter than
+// any socket's buffer is, so that writing it does not wait.
+func introduce(ctx context.Context, c net.Conn, v proxyproto.Version, w *Want) error {
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := c.SetWriteDeadline(deadline); err != nil {
+			return err
+		}
+		defer c.SetWriteDeadline(time.Time{})
+	}
+	_, err := c.Write(proxyproto.Append(nil, v, w.Client, w.OriginalDst))
+	return err
 }
 
 // The addresses from which a proxy calls its own workload, so that redirection

@@ -36,6 +36,8 @@ func proxyOf(n *corev3.Node) (*compile.Proxy, error) {
 		DNSCapture:     isTrue(meta["DNS_CAPTURE"]),
 		HTTP2:          n.GetUserAgentName() == "envoy",
 	}
+	topology := meta["PROXY_CONFIG"].GetStructValue().GetFields()["gatewayTopology"].GetStructValue().GetFields()
+	p.ProxyProtocol = topology["proxyProtocol"].GetStructValue() != nil
 	switch {
 	case text("GENERATOR") == "grpc":
 		p.Class = compile.GRPC

@@ -135,7 +135,7 @@ func (c *call) attempt() failure {
 
 // connect gets a way to an endpoint.
 func (c *call) connect() failure {
-	w := upstream.Want{OriginalDst: c.x.Conn.Local, Tried: c.tried, Fresh: c.fresh}
+	w := upstream.Want{OriginalDst: c.x.Conn.Local, Client: c.x.Conn.Remote, Tried: c.tried, Fresh: c.fresh}
 	if c.rule.Timeout > 0 && !c.stream {
 		w.Deadline = c.x.Start.Add(c.rule.Timeout)
 	}
