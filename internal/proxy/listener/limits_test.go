@@ -101,21 +101,23 @@ func TestConnectionWithoutProxyProtocolHeaderIsClosed(t *testing.T) {
 	})
 }
 
-func TestHelloThatDoesNotEndIsGivenUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := run(t, nil, inbound(0))
-		captured(p)
-		began := time.Now()
-		c := p.dial(p.client, "10.0.0.1:9080")
-		time.Sleep(time.Hour) // silence is not limited
-		io.WriteString(c, "\x16\x03\x01\x02\x00\x01")
-		if got := line(t, c); !strings.HasPrefix(got, "tcp ") {
-			t.Errorf("%q, want what is left when it is not TLS", got)
-		}
-		if took := time.Since(began); took != time.Hour+speakTimeout {
-			t.Errorf("went on after %v, want %v", took, time.Hour+speakTimeout)
-		}
-	})
+func TestClientThatDoesNotSayWhatItSpeaksIsClosed(t *testing.T) {
+	for _, first := range []string{"\x16\x03\x01\x02\x00\x01", "GET /"} {
+		synctest.Test(t, func(t *testing.T) {
+			p := run(t, nil, inbound(0))
+			captured(p)
+			began := time.Now()
+			c := p.dial(p.client, "10.0.0.1:9080")
+			time.Sleep(time.Hour) // silence is not limited
+			io.WriteString(c, first)
+			if n, err := c.Read(make([]byte, 1)); n > 0 || err == nil {
+				t.Errorf("%q was served", first)
+			}
+			if took := time.Since(began); took != time.Hour+speakTimeout {
+				t.Errorf("closed after %v, want %v", took, time.Hour+speakTimeout)
+			}
+		})
+	}
 }
 
 // places returns a bound with a metric that counts evictions.

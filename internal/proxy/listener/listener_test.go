@@ -270,7 +270,7 @@ func TestWithoutTimeoutDetectionWaitsForTheClient(t *testing.T) {
 		c := p.dial(p.client, "10.0.0.1:7")
 		time.Sleep(24 * time.Hour)
 		io.WriteString(c, "GET / HT")
-		time.Sleep(time.Hour)
+		time.Sleep(speakTimeout - time.Second)
 		io.WriteString(c, "TP/1.1\r\n")
 		if got := line(t, c); !strings.HasPrefix(got, "http ") {
 			t.Errorf("%q, want chain http", got)

@@ -3,6 +3,7 @@ package listener
 import (
 	"context"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/plan"
@@ -110,14 +111,18 @@ func (m *Manager) whoFirst(c net.Conn, g opener, wantTLS, wantHTTP bool, timeout
 		return f, r, nil, false, err
 	}
 	heard := make(chan bool, 1)
+	client := &interruptible{Conn: c}
 	go func() {
 		server := ahead.Spoke()
 		if server {
-			c.SetReadDeadline(time.Unix(1, 0)) // the client need not be waited for
+			client.interrupt() // it need not be waited for
 		}
 		heard <- server
 	}()
-	f, r, err = inspect(c, wantTLS, wantHTTP, timeout)
+	f, r, err = inspect(client, wantTLS, wantHTTP, timeout)
+	if r != nil {
+		r.Conn = c
+	}
 	ahead.Hush()
 	spoke = <-heard
 	if err != nil {
@@ -131,4 +136,25 @@ func (m *Manager) whoFirst(c net.Conn, g opener, wantTLS, wantHTTP bool, timeout
 		}
 	}
 	return f, r, ahead, spoke, err
+}
+
+// interruptible is a connection of which a Read can be ended from elsewhere,
+// whatever deadlines its reader sets.
+type interruptible struct {
+	net.Conn
+	ended atomic.Bool
+}
+
+func (c *interruptible) interrupt() {
+	c.ended.Store(true)
+	c.Conn.SetReadDeadline(time.Unix(1, 0))
+}
+
+// SetReadDeadline implements net.Conn.
+func (c *interruptible) SetReadDeadline(t time.Time) error {
+	err := c.Conn.SetReadDeadline(t)
+	if c.ended.Load() {
+		c.interrupt()
+	}
+	return err
 }

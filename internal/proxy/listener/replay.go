@@ -13,8 +13,10 @@ const (
 	// firstSize is what a connection's first byte is waited for with.
 	firstSize = 64
 	// speakTimeout is how long a client that has begun to speak may take until it
-	// has said what it speaks, where silence is not limited.
-	speakTimeout = DefaultHandshakeTimeout
+	// has said what it speaks, where silence is not limited. It is closed then, and
+	// not taken for what it might be: another chain may have other policies.
+	// Source: nginx, client_header_timeout.
+	speakTimeout = time.Minute
 )
 
 // peekSize holds a request head or a ClientHello in nearly all cases.
@@ -130,13 +132,14 @@ func inspect(c net.Conn, wantTLS, wantHTTP bool, timeout time.Duration) (found, 
 		}
 	}
 	need := 1
+	var limit time.Time // of a client that has begun
 	for wantTLS || wantHTTP {
 		if len(buf) > 0 && r.pooled == nil {
 			r.pooled = peekBuffers.Get().(*[peekSize]byte)
 			buf = append(r.pooled[:0], buf...)
 			if timeout == 0 {
-				timeout = speakTimeout
-				if err := c.SetReadDeadline(time.Now().Add(timeout)); err != nil {
+				limit = time.Now().Add(speakTimeout)
+				if err := c.SetReadDeadline(limit); err != nil {
 					r.Release()
 					return f, nil, err
 				}
@@ -164,7 +167,8 @@ func inspect(c net.Conn, wantTLS, wantHTTP bool, timeout time.Duration) (found, 
 		if err == nil {
 			continue
 		}
-		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, io.EOF) && len(buf) > 0 {
+		slow := !limit.IsZero() && !time.Now().Before(limit)
+		if errors.Is(err, os.ErrDeadlineExceeded) && !slow || errors.Is(err, io.EOF) && len(buf) > 0 {
 			break
 		}
 		r.Release()
@@ -173,7 +177,7 @@ func inspect(c net.Conn, wantTLS, wantHTTP bool, timeout time.Duration) (found, 
 		}
 		return f, nil, err
 	}
-	if timeout > 0 {
+	if timeout > 0 || !limit.IsZero() {
 		if err := c.SetReadDeadline(time.Time{}); err != nil {
 			r.Release()
 			return f, nil, err

@@ -24,6 +24,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/plan"
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
 	"github.com/heddle-mesh/heddle/internal/proxy/mtls"
+	"github.com/heddle-mesh/heddle/internal/proxy/proxyproto"
 	"github.com/heddle-mesh/heddle/internal/proxy/socket"
 	"github.com/heddle-mesh/heddle/internal/proxy/upstream"
 	"github.com/heddle-mesh/heddle/internal/telemetry"
@@ -596,5 +597,51 @@ func TestIdleTimeoutReachesBytesInTheKernel(t *testing.T) {
 	}
 	if err := <-p.served; !errors.Is(err, errIdle) {
 		t.Errorf("Serve = %v, want the idle timeout", err)
+	}
+}
+
+func TestServerIsToldWhoseConnectionItIs(t *testing.T) {
+	for version, secure := range map[uint8]bool{1: false, 2: true} {
+		t.Run(fmt.Sprintf("version %d", version), func(t *testing.T) {
+			networks(t, func(t *testing.T, network socket.Network, at, server netip.AddrPort) {
+				ca := certs.New(t, "cluster.local")
+				told := make(chan proxyproto.Header, 1)
+				server = serve(t, network, server, func(c net.Conn) {
+					var b []byte
+					for {
+						b = append(b, 0)
+						if _, err := io.ReadFull(c, b[len(b)-1:]); err != nil {
+							t.Errorf("after %q: %v", b, err)
+							return
+						}
+						if h, n, _, err := proxyproto.Parse(b); err != nil {
+							t.Error(err)
+							return
+						} else if n > 0 {
+							told <- h
+							break
+						}
+					}
+					if secure { // the header comes first, in plain text
+						c = tls.Server(c, mtls.ServerConfig(ca.Source("default", "db"), &plan.ServerTLS{Certificate: "default"}))
+					}
+					io.WriteString(c, "ok")
+				})
+				p := start(t, network, at, cluster(func(c *plan.Cluster) {
+					c.ProxyProtocol = version
+					if secure {
+						c.TLS = &plan.ClientTLS{Certificate: "default", Roots: "ROOTCA"}
+					}
+				}), endpointsOf(server), plainChain(), ca.Source("default", "client"), nil, nil)
+				c := dial(t, network, p.listen)
+				if b, err := io.ReadAll(c); err != nil && !secure || string(b) != "ok" {
+					t.Errorf("got %q, %v, want ok", b, err)
+				}
+				want := proxyproto.Header{Source: c.LocalAddr().(*net.TCPAddr).AddrPort(), Destination: c.RemoteAddr().(*net.TCPAddr).AddrPort()}
+				if got := <-told; got != want {
+					t.Errorf("the server is told %v, want %v", got, want)
+				}
+			})
+		})
 	}
 }

@@ -400,6 +400,29 @@ func TestRequestLimits(t *testing.T) {
 	})
 }
 
+// A server that was told whose connection it is must not get another client's
+// request on it.
+func TestConnectionOfOneClientIsNotUsedForAnother(t *testing.T) {
+	inBubble(t, Config{}, func(b *bed) {
+		a := b.server("10.0.1.1:80", nil)
+		c := b.only(&plan.Cluster{ProxyProtocol: 1, MaxConnections: 1}, assignment(a))
+		x := b.acquire(c, Want{Client: addr("192.0.2.1:1"), OriginalDst: addr("192.0.2.9:80")})
+		done := make(chan *Conn)
+		go func() { done <- b.acquire(c, Want{Client: addr("192.0.2.2:2"), OriginalDst: addr("192.0.2.9:80")}) }()
+		synctest.Wait() // it waits for the only place
+		c.Release(x, true)
+		y := <-done
+		if y == x || y.Reused {
+			t.Error("the connection was used again")
+		}
+		header := make([]byte, len("PROXY TCP4 192.0.2.2 192.0.2.9 2 80\r\n"))
+		if _, err := io.ReadFull(b.conns(a)[1], header); err != nil || string(header) != "PROXY TCP4 192.0.2.2 192.0.2.9 2 80\r\n" {
+			t.Errorf("the server is told %q, %v", header, err)
+		}
+		y.Close()
+	})
+}
+
 func TestOriginalDestination(t *testing.T) {
 	inBubble(t, Config{}, func(b *bed) {
 		x, y := b.server("10.0.1.1:80", nil), b.server("10.0.1.2:80", nil)
