@@ -66,7 +66,7 @@ type state struct {
 	picker     balance.Picker
 
 	http, tcp *tls.Config // for pooled and for plain connections
-	// secured changes when TLS does: older connections are not used again.
+	// secured changes when TLS or the PROXY protocol does: older connections are not used again.
 	secured        uint64
 	connectTimeout time.Duration
 	idleTimeout    time.Duration
@@ -106,7 +106,7 @@ func (c *Cluster) update(p *plan.Cluster, la *plan.LoadAssignment) {
 	if next.idleTimeout <= 0 {
 		next.idleTimeout = defaultIdleTimeout
 	}
-	if old.plan != p && !reflect.DeepEqual(old.plan.TLS, p.TLS) {
+	if old.plan != p && (!reflect.DeepEqual(old.plan.TLS, p.TLS) || old.plan.ProxyProtocol != p.ProxyProtocol) {
 		next.secured++
 		next.http, next.tcp = c.tlsConfigs(p.TLS)
 	}
