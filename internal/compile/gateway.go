@@ -44,6 +44,7 @@ const (
 	httpServer
 	tcpServer
 	passthroughServer // TLS that is not ended here, told apart by SNI
+	autoServer        // sidecars' TLS, which names the cluster it is for
 )
 
 // kindOf says what becomes of a server. One that would end TLS is not served: it
@@ -59,8 +60,11 @@ func kindOf(in *networking.Server, http2 bool) serverKind {
 			return httpServer
 		}
 	case "HTTPS", "TLS":
-		if in.GetTls().GetMode() == networking.ServerTLSSettings_PASSTHROUGH {
+		switch in.GetTls().GetMode() {
+		case networking.ServerTLSSettings_PASSTHROUGH:
 			return passthroughServer
+		case networking.ServerTLSSettings_AUTO_PASSTHROUGH:
+			return autoServer
 		}
 		return unserved
 	case "TCP", "MONGO", "MYSQL", "REDIS":
@@ -193,6 +197,11 @@ func (v *View) gatewayPlan() *plan.Plan {
 			l.Chains = v.gatewayChains(servers, func(r rules, vs *model.VirtualService, hosts []host.Name) []*plan.FilterChain {
 				return onlyFor(r.tlsChains(vs, nil), hosts)
 			})
+		case autoServer:
+			l.Inspect.TLS = true
+			var clusters []*plan.Cluster
+			l.Chains, clusters = v.autoChains(servers)
+			p.Clusters = append(p.Clusters, clusters...)
 		case tcpServer:
 			l.Chains = v.gatewayChains(servers, func(r rules, vs *model.VirtualService, _ []host.Name) []*plan.FilterChain {
 				chains, _ := r.tcpChains(vs, nil)
@@ -361,6 +370,48 @@ func (v *View) gatewayChains(servers []server, chains func(rules, *model.Virtual
 		})
 	}
 	return distinct(out)
+}
+
+// autoChains makes a chain for each port and subset of each service that the servers
+// allow, found by the name that sidecars ask for, and the clusters behind them. The
+// sidecars' mutual TLS goes on to the endpoint, so these clusters add none.
+// Source: Istio, builtAutoPassthroughFilterChains and buildOutboundSniDnatClusters.
+func (v *View) autoChains(servers []server) (chains []*plan.FilterChain, clusters []*plan.Cluster) {
+	allowed := func(d *destination) bool {
+		return slices.ContainsFunc(servers, func(s server) bool {
+			return slices.ContainsFunc(serverHosts(s, d.Namespace), func(h host.Name) bool {
+				both, ok := host.Intersect(h, d.Host)
+				return ok && both == d.Host
+			})
+		})
+	}
+	for _, d := range v.scope.services {
+		if d.Host.IsWildcard() || !allowed(d) {
+			continue
+		}
+		for _, p := range d.Ports {
+			for _, c := range v.scope.clustersOf(d, p) {
+				subset := strings.Split(c.Name, "|")[2]
+				c.ServiceName = c.EDSName()
+				c.Name, c.TLS = serverName(p.Number, subset, d.Host), nil
+				if c.Discovery != plan.EDS {
+					c.ServiceName = ""
+				}
+				clusters = append(clusters, c)
+				chain := &plan.FilterChain{
+					Match: plan.ChainMatch{ServerNames: []string{strings.ToLower(c.Name)}, ALPN: meshAny()},
+					TCP:   v.scope.tcpChain(c.Name, to(c.Name), d, p),
+				}
+				chain.TCP.PeerExchange = false // what is in the connection is not for us
+				chains = append(chains, chain)
+			}
+		}
+	}
+	slices.SortFunc(clusters, func(a, b *plan.Cluster) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(chains, func(a, b *plan.FilterChain) int {
+		return strings.Compare(a.Match.ServerNames[0], b.Match.ServerNames[0])
+	})
+	return distinct(chains), clusters
 }
 
 // onlyFor restricts chains to the names that a server allows.

@@ -60,7 +60,7 @@ func istio() []*Kind {
 			Acted: slices.Concat(
 				under("spec", "selector"),
 				under("spec.servers[]", "name", "bind", "hosts", "port.number", "port.name",
-					"port.protocol=HTTP|TCP|MONGO|MYSQL|REDIS|TLS|HTTPS", "tls.mode=PASSTHROUGH"),
+					"port.protocol=HTTP|TCP|MONGO|MYSQL|REDIS|TLS|HTTPS", "tls.mode=PASSTHROUGH|AUTO_PASSTHROUGH"),
 			),
 			Guards: []string{"spec.servers[].tls"},
 		},
