@@ -245,13 +245,10 @@ func (s *realStage) Get(ctx context.Context, pod string, g echo.Get, each func(e
 	return nil
 }
 
-func (s *realStage) TCP(ctx context.Context, pod, addr string, lines []string, size int64, wait bool, timeout time.Duration) (r echo.Result, err error) {
-	if timeout == 0 {
-		timeout = 10 * time.Second
-	}
-	args := []string{"tcp", fmt.Sprintf("-wait=%v", wait), "-size", fmt.Sprint(size), "-timeout", timeout.String(), addr}
+func (s *realStage) TCP(ctx context.Context, pod string, f echo.Flow) (r echo.Result, err error) {
+	args := []string{"tcp", fmt.Sprintf("-wait=%v", f.Wait), "-sni", f.SNI, "-size", fmt.Sprint(f.Size), "-timeout", f.Timeout.String(), f.Addr}
 	var stderr bytes.Buffer
-	cmd := s.exec(pod, append(args, lines...)...)
+	cmd := s.exec(pod, append(args, f.Lines...)...)
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {

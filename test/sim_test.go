@@ -688,12 +688,12 @@ func (s *simStage) Get(ctx context.Context, pod string, g echo.Get, each func(ec
 }
 
 // TCP implements script.Stage.
-func (s *simStage) TCP(ctx context.Context, pod, addr string, lines []string, size int64, wait bool, timeout time.Duration) (echo.Result, error) {
+func (s *simStage) TCP(ctx context.Context, pod string, f echo.Flow) (echo.Result, error) {
 	c, err := s.client(pod)
 	if err != nil {
 		return echo.Result{}, err
 	}
-	return c.TCP(ctx, addr, lines, size, wait, timeout), nil
+	return c.TCP(ctx, f), nil
 }
 
 // Kill implements script.Stage: sockets vanish first, as with SIGKILL.

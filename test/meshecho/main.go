@@ -60,10 +60,11 @@ func run(ctx context.Context, args []string) error {
 		return nil
 	case "tcp":
 		wait := fs.Bool("wait", false, "let the server speak first")
+		sni := fs.String("sni", "", "speak TLS and ask for this server name")
 		if err := fs.Parse(args[1:]); err != nil || fs.NArg() < 1 {
 			return fmt.Errorf("usage: meshecho tcp [flags] HOST:PORT [LINE…]")
 		}
-		return out.Encode(client.TCP(ctx, fs.Arg(0), fs.Args()[1:], *size, *wait, *timeout))
+		return out.Encode(client.TCP(ctx, echo.Flow{Addr: fs.Arg(0), Lines: fs.Args()[1:], Size: *size, Wait: *wait, SNI: *sni, Timeout: *timeout}))
 	case "kill":
 		if len(args) != 3 {
 			return fmt.Errorf("usage: meshecho kill POD PROGRAM")

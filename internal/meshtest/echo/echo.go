@@ -6,11 +6,16 @@ package echo
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -46,7 +51,7 @@ type Result struct {
 // Server answers on some ports until its context ends.
 type Server struct {
 	Pod    string
-	Ports  []string // "http:8080", "tcp:9000", "greet:5432": the last speaks first
+	Ports  []string // "http:8080", "tcp:9000", "tls:443", "greet:5432": the last speaks first
 	Listen func(ctx context.Context, port uint16) (net.Listener, error)
 }
 
@@ -64,17 +69,24 @@ func (s Server) Run(ctx context.Context) error {
 			return fmt.Errorf("echo: port %q is not of the form kind:number", p)
 		}
 		serve, ok := map[string]func(context.Context, net.Listener) error{
-			"http": s.serveHTTP, "tcp": s.serveTCP, "greet": s.serveTCP,
+			"http": s.serveHTTP, "tcp": s.serveTCP, "tls": s.serveTCP, "greet": s.serveTCP,
 		}[kind]
 		if !ok {
-			return fmt.Errorf("echo: port %q: %s is none of http, tcp, greet", p, kind)
+			return fmt.Errorf("echo: port %q: %s is none of http, tcp, tls, greet", p, kind)
 		}
 		l, err := s.Listen(ctx, uint16(port))
 		if err != nil {
 			return err
 		}
-		if kind == "greet" {
+		switch kind {
+		case "greet":
 			l = greeting{l, s.Pod}
+		case "tls":
+			config, err := selfSigned()
+			if err != nil {
+				return err
+			}
+			l = tls.NewListener(l, config)
 		}
 		stop := context.AfterFunc(ctx, func() { l.Close() })
 		defer stop()
@@ -168,6 +180,20 @@ func (s Server) serveTCP(ctx context.Context, l net.Listener) error {
 			}
 		})
 	}
+}
+
+// selfSigned is what a TLS port shows: a certificate that proves nothing.
+func selfSigned() (*tls.Config, error) {
+	public, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour)}
+	der, err := x509.CreateCertificate(nil, template, template, public, key)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}, nil
 }
 
 // greeting is a listener whose connections begin with a line from the server.
@@ -315,22 +341,39 @@ func (c Client) one(ctx context.Context, hc *http.Client, g Get) Result {
 	return r
 }
 
-// TCP dials addr, sends each line, half-closes and reads to the end. With wait
-// it says nothing before the server has.
-func (c Client) TCP(ctx context.Context, addr string, lines []string, size int64, wait bool, timeout time.Duration) Result {
-	if timeout == 0 {
-		timeout = 10 * time.Second
-	}
+// Flow is a connection that a client opens.
+type Flow struct {
+	Addr    string
+	Lines   []string // to send
+	Size    int64    // bytes to send after them
+	Wait    bool     // says nothing before the server has
+	SNI     string   // the server name to ask for by TLS; "" is plain text
+	Timeout time.Duration
+}
+
+// TCP dials, sends each line, half-closes and reads to the end. It takes whatever
+// certificate a server of TLS has.
+func (c Client) TCP(ctx context.Context, f Flow) Result {
+	timeout := cmp.Or(f.Timeout, 10*time.Second)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	conn, err := c.Dial(ctx, "tcp", addr)
+	conn, err := c.Dial(ctx, "tcp", f.Addr)
 	if err != nil {
 		return Result{Error: reason(err)}
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(timeout))
+	if f.SNI != "" {
+		// Reader and writer would wait for each other's handshake with a lock, and a
+		// network in virtual time would wait for them.
+		secure := tls.Client(conn, &tls.Config{ServerName: f.SNI, InsecureSkipVerify: true})
+		if err := secure.HandshakeContext(ctx); err != nil {
+			return Result{Error: reason(err)}
+		}
+		conn = secure
+	}
 	greeting := ""
-	if wait {
+	if f.Wait {
 		// A byte at a time: what follows the line is read below.
 		for one := make([]byte, 1); !strings.HasSuffix(greeting, "\n"); greeting += string(one) {
 			if _, err := io.ReadFull(conn, one); err != nil {
@@ -341,11 +384,11 @@ func (c Client) TCP(ctx context.Context, addr string, lines []string, size int64
 	sent := make(chan struct{})
 	go func() {
 		defer close(sent)
-		for _, l := range lines {
+		for _, l := range f.Lines {
 			fmt.Fprintln(conn, l)
 		}
-		if size > 0 {
-			io.CopyN(conn, zeros{}, size)
+		if f.Size > 0 {
+			io.CopyN(conn, zeros{}, f.Size)
 		}
 		if h, ok := conn.(interface{ CloseWrite() error }); ok {
 			h.CloseWrite()

@@ -25,7 +25,8 @@
 //	delete FILE…           take them out
 //	request from=POD URL   an HTTP request; see [Request] for the words
 //	tcp from=POD ADDR      a connection; lines to send follow as send="…"; with
-//	                       wait=on the client lets the server speak first
+//	                       wait=on the client lets the server speak first, with
+//	                       sni=NAME it speaks TLS and asks for that name
 //	traffic start NAME …   requests in the background: words of request, and rps
 //	traffic stop NAME      prints how many failed
 //	kill POD/CONTAINER     ends a process with SIGKILL; istiod/heddled is one
@@ -73,7 +74,7 @@ type Stage interface {
 	// Get sends requests from a pod and calls each for every result.
 	Get(ctx context.Context, pod string, g echo.Get, each func(echo.Result)) error
 	// TCP opens a connection from a pod.
-	TCP(ctx context.Context, pod, addr string, lines []string, size int64, wait bool, timeout time.Duration) (echo.Result, error)
+	TCP(ctx context.Context, pod string, f echo.Flow) (echo.Result, error)
 	// Kill ends a container's process without warning.
 	Kill(ctx context.Context, pod, container string) error
 	// Advance lets d pass.
@@ -464,27 +465,26 @@ func describe(r echo.Result, show []string) string {
 }
 
 func (r *run) tcp(ctx context.Context, args []string) ([]string, error) {
-	var from, addr string
-	var lines []string
-	var size int64
-	var wait bool
-	var timeout time.Duration
+	var from string
+	var f echo.Flow
 	var err error
 	for _, a := range args {
 		k, v, ok := strings.Cut(a, "=")
 		switch {
 		case !ok:
-			addr = a
+			f.Addr = a
 		case k == "from":
 			from = v
 		case k == "send":
-			lines = append(lines, v)
+			f.Lines = append(f.Lines, v)
 		case k == "size":
-			size, err = strconv.ParseInt(v, 10, 64)
+			f.Size, err = strconv.ParseInt(v, 10, 64)
 		case k == "wait":
-			wait = v == "on"
+			f.Wait = v == "on"
+		case k == "sni":
+			f.SNI = v
 		case k == "timeout":
-			timeout, err = time.ParseDuration(v)
+			f.Timeout, err = time.ParseDuration(v)
 		default:
 			err = fmt.Errorf("tcp has no word %s", k)
 		}
@@ -492,7 +492,7 @@ func (r *run) tcp(ctx context.Context, args []string) ([]string, error) {
 			return nil, err
 		}
 	}
-	res, err := r.stage.TCP(ctx, from, addr, lines, size, wait, timeout)
+	res, err := r.stage.TCP(ctx, from, f)
 	if err != nil {
 		return nil, err
 	}
