@@ -101,3 +101,17 @@ func TestDrainCutsWhatDoesNotEnd(t *testing.T) {
 		}
 	})
 }
+
+func TestApartRaisesWhatPanics(t *testing.T) {
+	ran := false
+	Apart(func() { ran = true })
+	if !ran {
+		t.Error("returned before it ran")
+	}
+	defer func() {
+		if p, _ := recover().(string); !strings.HasPrefix(p, "boom\n") || !strings.Contains(p, "TestApartRaises") {
+			t.Errorf("panicked with %q", p)
+		}
+	}()
+	Apart(func() { panic("boom") })
+}
