@@ -92,6 +92,7 @@ type Exchange struct {
 	Conn    *Conn
 	Client  Client
 	Start   time.Time
+	End     time.Time // when the response was sent or given up; zero if nobody noted it
 	// Terminal is where the last handler of the chain keeps what it can use again for
 	// the client's next request. Exchanges that go on at the same time have different
 	// ones.
@@ -201,7 +202,7 @@ const maxScratch = 8 << 10
 
 // Reset makes x ready for the next request of the same connection.
 func (x *Exchange) Reset() {
-	x.Start = time.Time{}
+	x.Start, x.End = time.Time{}, time.Time{}
 	x.Request.reset()
 	x.Response.reset()
 	x.Host, x.Rule, x.Cluster = nil, nil, ""
@@ -219,6 +220,14 @@ func (x *Exchange) Reset() {
 		x.scratch = nil
 	}
 	x.scratch = x.scratch[:0]
+}
+
+// Duration returns how long the exchange took. now is asked if its end was not noted.
+func (x *Exchange) Duration(now func() time.Time) time.Duration {
+	if x.End.IsZero() {
+		return now().Sub(x.Start)
+	}
+	return x.End.Sub(x.Start)
 }
 
 // OnFinish sets what is called once the response has been sent or given up. Only

@@ -24,6 +24,18 @@ func (d *downstream) Watch(gone func()) {
 	}
 	done := make(chan struct{})
 	d.watching = done
+	if d.busy.inside {
+		stop := make(chan struct{})
+		d.busy.stop = stop
+		go func() {
+			defer close(done)
+			if d.busy.hungUp(stop) {
+				d.cancel()
+				gone()
+			}
+		}()
+		return
+	}
 	if !d.until.IsZero() {
 		d.readUntil(time.Time{})
 	}
@@ -41,13 +53,18 @@ func (d *downstream) stopWatching() {
 	if d.watching == nil {
 		return
 	}
+	defer func() { d.watching = nil }()
+	if d.busy.inside {
+		close(d.busy.stop)
+		<-d.watching
+		return
+	}
 	select {
 	case <-d.watching:
 	default:
 		d.c.SetReadDeadline(past)
 		<-d.watching
 	}
-	d.watching = nil
 	d.readUntil(time.Time{})
 }
 
@@ -81,7 +98,11 @@ func (d *downstream) Progress() {
 // Write sends bytes to the client, which has to take them in time. The deadline is
 // moved when half of the time is over.
 func (d *downstream) Write(p []byte) (int, error) {
-	if now := d.s.cfg.Now(); d.takes.Sub(now) < d.s.cfg.StallTimeout/2 {
+	now := d.now
+	if d.now = noDeadline; now.IsZero() {
+		now = d.s.cfg.Now()
+	}
+	if d.takes.Sub(now) < d.s.cfg.StallTimeout/2 {
 		d.takes = now.Add(d.s.cfg.StallTimeout)
 		d.c.SetWriteDeadline(d.takes)
 	}
@@ -98,7 +119,7 @@ const (
 // closeWriter is what TCP and TLS connections have.
 type closeWriter interface{ CloseWrite() error }
 
-// linger lets the client read its response before the connection is closed. A
+// linger asks Serve to let the client read its response before the connection is closed. A
 // connection that is closed with bytes unread is reset, and that may overtake the
 // response. Source: RFC 9112 section 9.6.
 func (d *downstream) linger(x *exchange.Exchange, complete bool) {
@@ -106,10 +127,7 @@ func (d *downstream) linger(x *exchange.Exchange, complete bool) {
 		return
 	}
 	w, ok := d.c.(closeWriter)
-	if !ok || w.CloseWrite() != nil {
-		return
-	}
-	discard(d.c, d.s.cfg.Now())
+	d.lingers = ok && w.CloseWrite() == nil
 }
 
 func discard(c net.Conn, now time.Time) {

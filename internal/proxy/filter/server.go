@@ -11,6 +11,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
 	"github.com/heddle-mesh/heddle/internal/proxy/http1"
+	"github.com/heddle-mesh/heddle/internal/proxy/socket"
 )
 
 // Serve handles c until the connection ends, and closes it. When ctx ends, the
@@ -22,21 +23,45 @@ import (
 // *http1.NotHTTPError if the first bytes are no HTTP/1; then nothing was written,
 // and c is still open, without the bytes that the error holds.
 func (s *Server) Serve(ctx context.Context, c net.Conn, info *exchange.Conn) error {
+	d := s.open(ctx, c, info)
+	var err error
+	if d.busy.sock != nil {
+		err = d.serveSocket()
+	} else {
+		err = d.serve()
+	}
+	return d.close(err)
+}
+
+// open makes what is kept of a connection.
+func (s *Server) open(ctx context.Context, c net.Conn, info *exchange.Conn) *downstream {
+	whole := c
 	var first []byte
 	if r, ok := c.(detacher); ok {
 		c, first = r.Detach()
 	}
-	d := &downstream{s: s, c: c, info: info}
+	d := &downstream{s: s, c: c, info: info, stopping: ctx.Done()}
 	d.context, d.cancel = connContext(ctx)
 	d.rd.Reset(c, first)
-	err := d.serve(ctx)
+	if r, ok := whole.(interface{ Release() }); ok {
+		r.Release() // the first bytes have been copied
+	}
+	d.busy.init(d, socket.Of(c))
+	return d
+}
+
+// close ends what open made, after err.
+func (d *downstream) close(err error) error {
+	if d.lingers {
+		discard(d.c, d.s.cfg.Now())
+	}
 	d.cancel()
 	d.rd.Release()
 	if _, other := errors.AsType[*http1.NotHTTPError](err); other {
 		d.readUntil(time.Time{})
 		return err
 	}
-	return errors.Join(err, closed(c.Close()))
+	return errors.Join(err, closed(d.c.Close()))
 }
 
 // detacher is a connection of which someone read the first bytes. Taking it apart
@@ -68,8 +93,11 @@ type downstream struct {
 	takes    time.Time // the write deadline, zero for none
 	served   bool      // a request was read
 	begun    bool      // its response was begun
+	now      time.Time // for the next Write; zero: it has to look
 	watching chan struct{}
-	terminal any // see exchange.Exchange
+	terminal any  // see exchange.Exchange
+	lingers  bool // the client is to be listened to for a while before Close
+	busy     busy
 
 	mu sync.Mutex
 	// mu guards
@@ -78,8 +106,7 @@ type downstream struct {
 }
 
 // serve handles one request after the other.
-func (d *downstream) serve(ctx context.Context) error {
-	d.stopping = ctx.Done()
+func (d *downstream) serve() error {
 	for {
 		d.park()
 		err := d.rd.Wait()
@@ -132,37 +159,52 @@ func (d *downstream) ended(err error) error {
 	return err
 }
 
-// one handles one request and reports whether there may be another.
-func (d *downstream) one() (more bool, err error) {
+// begin makes the exchange of the next request.
+func (d *downstream) begin() *exchange.Exchange {
 	x := exchange.Get()
-	defer exchange.Put(x)
-	defer d.rd.Finish() // after the last look at x's views
 	x.Conn, x.Client, x.Context, x.Terminal = d.info, d, d.context, &d.terminal
 	x.Start = d.s.cfg.Now()
 	x.Request.Scheme = "http"
 	if d.info.TLS || d.info.MTLS {
 		x.Request.Scheme = "https"
 	}
+	return x
+}
 
-	// 1st: the head.
+// end gives back what begin got, after the last look at x's views.
+func (d *downstream) end(x *exchange.Exchange) {
+	d.rd.Finish()
+	exchange.Put(x)
+}
+
+// one handles one request and reports whether there may be another.
+func (d *downstream) one() (more bool, err error) {
+	x := d.begin()
 	if err := d.read(x); err != nil {
+		defer d.end(x)
 		return false, d.refuse(x, err)
 	}
+	return d.respond(x), nil
+}
+
+// respond handles a request that was read and reports whether there may be another.
+func (d *downstream) respond(x *exchange.Exchange) (more bool) {
+	defer d.end(x)
 	d.served = true
 	x.Close = x.Close || d.isDraining()
 
-	// 2nd: the answer, and the way back.
+	// 1st: the answer, and the way back.
 	complete := d.answer(x)
 	complete = d.finish(x, complete) && complete
 	d.stopWatching()
 
-	// 3rd: the account.
+	// 2nd: the account.
 	d.observe(x)
 	if !complete || x.Close || x.Tunnel != nil {
 		d.linger(x, complete)
-		return false, nil
+		return false
 	}
-	return true, nil
+	return true
 }
 
 // read reads the request's head.
@@ -252,6 +294,7 @@ func (d *downstream) send(x *exchange.Exchange) bool {
 	if x.ClientGone || x.Response.Status == 0 {
 		return false
 	}
+	d.now = x.Upstream.FirstByte // a moment ago, if an upstream answered
 	err := http1.Send(d, x)
 	if _, body := errors.AsType[*http1.ErrBody](err); err != nil && !body {
 		x.ClientGone = true
@@ -276,6 +319,7 @@ func (d *downstream) finish(x *exchange.Exchange, complete bool) (ok bool) {
 			d.panicked("finishing", x, p)
 		}
 	}()
+	x.End = d.s.cfg.Now()
 	x.Finish(complete)
 	if b := x.Request.Body; b != nil {
 		x.RequestBytes = b.Size()

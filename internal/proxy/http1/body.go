@@ -75,6 +75,15 @@ func (b *Body) Buffered() (p []byte, whole bool) {
 	return here, false
 }
 
+// Whole reports whether all of what is left is in the buffer.
+func (b *Body) Whole() bool {
+	raw := b.raw
+	b.Raw()
+	_, whole := b.Buffered()
+	b.raw, b.offered = raw, 0
+	return whole
+}
+
 // Take implements exchange.Body.
 func (b *Body) Take() {
 	if b.done || b.offered == 0 {

@@ -8,15 +8,13 @@ import (
 )
 
 // Reader reads messages from a connection: heads, which stay in place until the
-// message is finished, and bodies, in windows of bounded size. While a connection
-// is idle its Reader holds no buffer.
+// message is finished, and bodies, in windows of bounded size. Between
+// messages it holds no buffer unless it waits for one.
 //
 // One goroutine at a time uses a Reader.
 type Reader struct {
-	conn  net.Conn
-	parks bool // give the buffer back while waiting for a head
-	idle  idle
-	body  Body
+	conn net.Conn
+	body Body
 
 	buf   *buffer // where heads are; nil while idle
 	win   *buffer // where the rest of a body is, if not in buf
@@ -33,8 +31,7 @@ type Reader struct {
 // Reset makes rd read from c, whose messages may be far apart. Bytes in first were
 // read from c before; they are copied.
 func (rd *Reader) Reset(c net.Conn, first []byte) {
-	*rd = Reader{conn: c, parks: true, idle: rd.idle}
-	rd.idle.reset(c)
+	*rd = Reader{conn: c}
 	if len(first) == 0 {
 		return
 	}
@@ -49,6 +46,13 @@ func (rd *Reader) Reset(c net.Conn, first []byte) {
 // ResetActive makes rd read from c, from which a message is expected now.
 func (rd *Reader) ResetActive(c net.Conn) { *rd = Reader{conn: c, buf: getSmall()} }
 
+// Room returns memory for the beginning of a message that someone else reads, right
+// after ResetActive, and Fill takes its first n bytes as read.
+func (rd *Reader) Room() []byte { return rd.buf.b }
+
+// Fill is described with Room.
+func (rd *Reader) Fill(n int) { rd.w = n }
+
 // Release gives the buffers back. The Reader must be Reset before its next use.
 func (rd *Reader) Release() {
 	rd.dropWindow()
@@ -57,9 +61,6 @@ func (rd *Reader) Release() {
 		rd.buf = nil
 	}
 	rd.conn = nil
-	if rd.parks {
-		rd.idle.reset(nil)
-	}
 }
 
 // Buffered returns how many bytes are here that belong to nothing yet.
@@ -90,29 +91,33 @@ func (rd *Reader) bytes() []byte {
 	return nil
 }
 
-// Wait blocks until there is at least one byte of the next head. Without one it
-// holds no buffer if the connection allows it.
+// Wait returns when there is at least one byte of the next head. If the connection's
+// Read gives up, as that of a socket.Conn does inside Await, so does Wait, and holds
+// no buffer.
 func (rd *Reader) Wait() error {
 	if rd.r < rd.w {
 		return nil
 	}
 	rd.r, rd.w, rd.base = 0, 0, 0
-	if !rd.parks {
-		return rd.read(rd.buf.b)
+	if rd.buf == nil {
+		rd.buf = getSmall()
 	}
-	if rd.buf != nil {
+	err := rd.read(rd.buf.b)
+	if err != nil {
 		rd.buf.put()
 		rd.buf = nil
 	}
-	b, n, err := rd.idle.read()
-	if err != nil {
-		return err
-	}
-	rd.buf, rd.w = b, n
-	return nil
+	return err
 }
 
-// Complete reports whether a whole head is here already.
+// Whole reports whether a whole head is here already, and nothing wrong with its
+// lines.
+func (rd *Reader) Whole() bool {
+	n, err := rd.search()
+	return n > 0 && err == nil
+}
+
+// Complete reports whether a whole head is here already, or can not come.
 func (rd *Reader) Complete() bool {
 	n, err := rd.search()
 	return n > 0 || err != nil

@@ -387,9 +387,54 @@ func (m *Manager) guard(b *boundListener, c net.Conn) {
 	m.serve(b, c)
 }
 
-// serve is the way of one connection: where to, what is it, whose is it, decrypt,
-// hand over.
+// ready is a connection on which all that comes before its chain's handler is done.
+type ready struct {
+	conn  net.Conn
+	info  *exchange.Conn
+	chain *snapshot.Chain
+	seen  seen
+	// leave and stop are for the end.
+	leave func()
+	stop  func() bool
+}
+
+// serve is the way of one connection. It mostly waits, so what needs a larger stack
+// than that, above all a handshake, has one of its own.
 func (m *Manager) serve(b *boundListener, c net.Conn) {
+	var r *ready
+	life.Apart(func() { r = m.prepare(b, c) })
+	if r == nil {
+		return
+	}
+	defer r.end()
+	if err := r.serve(); err != nil {
+		m.ended(r, err)
+	}
+}
+
+func (r *ready) serve() error {
+	if r.seen.ahead != nil {
+		return r.seen.take().Serve(r.chain.Drain().Soft(), r.conn)
+	}
+	return r.chain.Handler.Serve(r.chain.Drain().Soft(), r.conn, r.info)
+}
+
+func (r *ready) end() {
+	if r.chain.TLS != nil {
+		r.conn.Close() // says goodbye before the connection below is closed
+	}
+	r.stop()
+	r.leave()
+	r.seen.release()
+}
+
+func (m *Manager) ended(r *ready, err error) {
+	m.cfg.Log.Debug("connection ended", "listener", r.chain.Plan.Name, "remote", r.info.Remote, "destination", r.info.Local, "error", err)
+}
+
+// prepare finds out where to, what it is, and whose, and decrypts. It returns nil if
+// that was the end.
+func (m *Manager) prepare(b *boundListener, c net.Conn) (ok *ready) {
 	l := b.current.Load()
 	info := &exchange.Conn{
 		ID:        m.lastID.Add(1),
@@ -411,7 +456,7 @@ func (m *Manager) serve(b *boundListener, c net.Conn) {
 			m.refused.Inc()
 			m.cfg.Log.Debug("connection to the proxy itself refused", "remote", info.Remote, "destination", info.Local)
 			Reset(c)
-			return
+			return nil
 		}
 		if l.Plan.UseOriginalDst {
 			if s := m.cfg.Live.Current(); s != nil {
@@ -440,41 +485,43 @@ func (m *Manager) serve(b *boundListener, c net.Conn) {
 	seen, err := m.look(b, l, c, info)
 	if err != nil {
 		m.cfg.Log.Debug("connection ended while it was inspected", "remote", info.Remote, "destination", info.Local, "error", err)
-		return
+		return nil
 	}
-	defer seen.release()
+	defer func() {
+		if ok == nil {
+			seen.release()
+		}
+	}()
 	conn, chain := seen.conn, seen.chain
 	if chain == nil {
 		m.noChain.Inc()
 		m.cfg.Log.Debug("no filter chain matches", "listener", l.Plan.Name, "remote", info.Remote, "destination", info.Local)
 		Reset(c)
-		return
+		return nil
 	}
 	drain := chain.Drain()
-	leave, ok := drain.Enter()
-	if !ok {
-		return
+	leave, entered := drain.Enter()
+	if !entered {
+		return nil
 	}
-	defer leave()
-	defer context.AfterFunc(drain.Hard(), func() { c.Close() })()
+	stop := context.AfterFunc(drain.Hard(), func() { c.Close() })
+	defer func() {
+		if ok == nil {
+			stop()
+			leave()
+		}
+	}()
 
 	if chain.TLS != nil {
 		tc, err := m.handshake(drain.Hard(), conn, chain.TLS, info)
 		if err != nil {
 			m.handshakeErrors.Inc()
 			m.cfg.Log.Debug("handshake failed", "listener", l.Plan.Name, "remote", info.Remote, "error", err)
-			return
+			return nil
 		}
-		defer tc.Close() // says goodbye before the connection below is closed
 		conn = tc
 	}
-	serve := func() error { return chain.Handler.Serve(drain.Soft(), conn, info) }
-	if seen.ahead != nil {
-		serve = func() error { return seen.take().Serve(drain.Soft(), conn) }
-	}
-	if err := serve(); err != nil {
-		m.cfg.Log.Debug("connection ended", "listener", l.Plan.Name, "remote", info.Remote, "destination", info.Local, "error", err)
-	}
+	return &ready{conn: conn, info: info, chain: chain, seen: seen, leave: leave, stop: stop}
 }
 
 // loops reports whether a connection would be forwarded to a capturing port of

@@ -6,6 +6,8 @@ import (
 	"os"
 	"syscall"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // Conn is a TCP connection of the kernel with less between the caller and the
@@ -24,8 +26,8 @@ type Conn struct {
 	raw syscall.RawConn
 
 	// Made once, so that a call allocates nothing.
-	tryRead, tryWrite, tryAwait func(fd uintptr) bool
-	look                        func(fd uintptr)
+	tryRead, tryWrite, tryAwait, tryWait func(fd uintptr) bool
+	look                                 func(fd uintptr)
 
 	// What a try was given, and left. Reader and writer have their own.
 	in   []byte
@@ -43,6 +45,9 @@ type Conn struct {
 
 	quiet bool
 	byte  [1]byte
+
+	hangUp func(fd uintptr)
+	hungUp bool
 }
 
 const outside = ^uintptr(0)
@@ -59,6 +64,7 @@ func Wrap(c net.Conn) net.Conn {
 	}
 	w := &Conn{TCPConn: t, raw: raw, fd: outside}
 	w.tryRead, w.tryWrite, w.tryAwait, w.look = w.readOnce, w.writeAll, w.step, w.peek
+	w.hangUp, w.tryWait = w.poll, w.heard
 	return w
 }
 
@@ -66,11 +72,12 @@ func Wrap(c net.Conn) net.Conn {
 // own.
 func (c *Conn) Plain() *net.TCPConn { return c.TCPConn }
 
-// read and write are the system calls. A file descriptor in non-blocking mode can
-// not keep the thread, so the scheduler need not hear of it.
-func sysRead(fd uintptr, p []byte) (int, syscall.Errno) {
+// receive and send are the system calls. A descriptor in non-blocking mode can not
+// keep the thread, so the scheduler need not hear of them. Those of sockets pass less
+// of the kernel than read and write do.
+func receive(fd uintptr, p []byte) (int, syscall.Errno) {
 	for {
-		n, _, e := syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		n, _, e := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), syscall.MSG_DONTWAIT, 0, 0)
 		if e == 0 {
 			return int(n), 0
 		}
@@ -80,9 +87,9 @@ func sysRead(fd uintptr, p []byte) (int, syscall.Errno) {
 	}
 }
 
-func sysWrite(fd uintptr, p []byte) (int, syscall.Errno) {
+func send(fd uintptr, p []byte) (int, syscall.Errno) {
 	for {
-		n, _, e := syscall.RawSyscall(syscall.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		n, _, e := syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL, 0, 0)
 		if e == 0 {
 			return int(n), 0
 		}
@@ -106,11 +113,11 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return c.result("read", c.inN, c.inE)
+	return c.result(c.inN, c.inE)
 }
 
 func (c *Conn) readOnce(fd uintptr) bool {
-	c.inN, c.inE = sysRead(fd, c.in)
+	c.inN, c.inE = receive(fd, c.in)
 	return c.inE != syscall.EAGAIN
 }
 
@@ -118,24 +125,29 @@ func (c *Conn) readInside(p []byte) (int, error) {
 	if c.empty {
 		return 0, ErrAgain
 	}
-	n, e := sysRead(c.fd, p)
+	n, e := receive(c.fd, p)
 	if e == syscall.EAGAIN {
 		c.empty, c.sure = true, true
 		return 0, ErrAgain
 	}
 	// A stream that gave less than it was asked for has no more.
 	c.empty = c.sure && n > 0 && n < len(p)
-	return c.result("read", n, e)
+	return c.result(n, e)
 }
 
-func (c *Conn) result(op string, n int, e syscall.Errno) (int, error) {
+func (c *Conn) result(n int, e syscall.Errno) (int, error) {
 	if e != 0 {
-		return 0, &net.OpError{Op: op, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: os.NewSyscallError(op, e)}
+		return 0, c.fault("read", e)
 	}
-	if n == 0 && op == "read" {
+	if n == 0 {
 		return 0, io.EOF
 	}
 	return n, nil
+}
+
+// fault makes the error that a net.TCPConn returns.
+func (c *Conn) fault(op string, e syscall.Errno) error {
+	return &net.OpError{Op: op, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: os.NewSyscallError(op, e)}
 }
 
 // Write implements net.Conn.
@@ -144,19 +156,24 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return 0, nil
 	}
 	c.out, c.outN, c.outE = p, 0, 0
-	err := c.raw.Write(c.tryWrite)
-	c.out = nil
-	if err != nil {
-		return c.outN, err
+	// Inside Await the descriptor can not be closed, and what need not wait needs
+	// nothing of the poller.
+	if c.fd == outside || !c.writeAll(c.fd) {
+		if err := c.raw.Write(c.tryWrite); err != nil {
+			c.out = nil
+			return c.outN, err
+		}
 	}
-	n := c.outN
-	_, err = c.result("write", 0, c.outE)
-	return n, err
+	c.out = nil
+	if c.outE != 0 {
+		return c.outN, c.fault("write", c.outE)
+	}
+	return c.outN, nil
 }
 
 func (c *Conn) writeAll(fd uintptr) bool {
 	for {
-		n, e := sysWrite(fd, c.out[c.outN:])
+		n, e := send(fd, c.out[c.outN:])
 		if e != 0 {
 			c.outE = e
 			return e != syscall.EAGAIN
@@ -174,6 +191,7 @@ func (c *Conn) writeAll(fd uintptr) bool {
 // that an answer to what it just wrote is all that can come.
 //
 // Reads by anyone but try, and Close by try itself, would wait for Await to return.
+// Only try writes.
 //
 // A runtime poller's note that a socket is readable is cleared when a wait begins, so
 // a net.Conn has to try a read first, which costs a system call whose answer is
@@ -194,6 +212,14 @@ func (c *Conn) step(fd uintptr) bool {
 	return c.await()
 }
 
+// Wait returns when there is something to read, or the stream has ended.
+func (c *Conn) Wait() error { return c.raw.Read(c.tryWait) }
+
+func (c *Conn) heard(fd uintptr) bool {
+	c.peek(fd)
+	return !c.quiet
+}
+
 // Quiet reports, without blocking, that the socket is open and has nothing to read.
 func (c *Conn) Quiet() bool {
 	c.quiet = false
@@ -210,4 +236,18 @@ func (c *Conn) peek(fd uintptr) {
 			return
 		}
 	}
+}
+
+// HungUp reports, without blocking, whether the other side sends no more. It may be
+// called from any one goroutine, at any time.
+func (c *Conn) HungUp() bool {
+	c.hungUp = true
+	return c.raw.Control(c.hangUp) != nil || c.hungUp
+}
+
+func (c *Conn) poll(fd uintptr) {
+	// Unlike a read this sees the end behind what is still to be read.
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	n, err := unix.Poll(p, 0)
+	c.hungUp = n > 0 || err != nil && err != unix.EINTR
 }

@@ -19,6 +19,8 @@ type Conn struct {
 	ALPN     string
 	// Local and Remote are the addresses of the socket.
 	Local, Remote netip.AddrPort
+	// Ended is when its request ended, if who releases it knows.
+	Ended time.Time
 
 	cluster   *Cluster
 	personal  bool   // the server was told whose it is: not for other clients

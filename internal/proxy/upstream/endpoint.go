@@ -81,7 +81,10 @@ func (e *Endpoint) takeIdle() *Conn {
 
 // putIdle keeps a connection for the next request and reports whether it did.
 func (e *Endpoint) putIdle(c *Conn, timeout time.Duration) bool {
-	c.idleSince = e.cluster.set.cfg.Now()
+	if c.idleSince = c.Ended; c.idleSince.IsZero() {
+		c.idleSince = e.cluster.set.cfg.Now()
+	}
+	c.Ended = time.Time{}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.gone {

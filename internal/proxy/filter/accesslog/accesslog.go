@@ -22,7 +22,7 @@ func New(cfg Config) func(*exchange.Exchange) {
 	}
 	return func(x *exchange.Exchange) {
 		e := entry(x)
-		e.Duration = cfg.Now().Sub(x.Start)
+		e.Duration = x.Duration(cfg.Now)
 		cfg.Log.Write(&e)
 	}
 }

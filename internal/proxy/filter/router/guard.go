@@ -18,8 +18,9 @@ const (
 )
 
 // watchAfter is when the guard begins to look whether the client hangs up: most
-// requests are over before.
-const watchAfter = 50 * time.Millisecond
+// requests are over before. The timer fires this often on a connection that is in
+// use, and each time may wake a processor that has nothing else to do.
+const watchAfter = 250 * time.Millisecond
 
 // past is a deadline that makes blocked reads and writes return.
 var past = time.Unix(1, 0)

@@ -20,6 +20,7 @@ type hop1 struct {
 	*upstream.Conn // of the current attempt
 	rd             http1.Reader
 	reading        bool
+	ended          error // what came in the place of the answer to Ask
 }
 
 func (h *hop1) prepare() {
@@ -65,12 +66,18 @@ func (h *hop1) send(body []byte, more bool) (unsent bool, err error) {
 	b = http1.EndHead(b)
 	b = append(b, body...)
 	h.out.B = b
-	send := h.Conn.Ask // what follows is the answer
+	h.rd.ResetActive(h.Conn)
 	if more {
-		send = h.Conn.Write
+		n, err := h.Conn.Write(b)
+		return n == 0, err
 	}
-	n, err := send(b)
-	return n == 0, err
+	a := h.Conn.Ask(b, h.rd.Room()) // what follows is the answer
+	if a.Lost != nil {
+		return a.Sent == 0, a.Lost
+	}
+	h.rd.Fill(a.Got)
+	h.ended = a.Ended
+	return false, nil
 }
 
 func (h *hop1) write(p []byte) error {
@@ -84,8 +91,10 @@ var errNoResponse = &http1.Error{Details: "http1.bad_start_line"}
 
 func (h *hop1) receive() error {
 	if !h.reading {
-		h.rd.ResetActive(h.Conn)
 		h.reading = true
+		if h.ended != nil && h.rd.Buffered() == 0 {
+			return h.ended
+		}
 		if err := h.rd.Wait(); err != nil {
 			return err
 		}
@@ -147,6 +156,7 @@ func (h *hop1) failure(err error, unsent bool) failure {
 
 func (h *hop1) release(reusable bool) {
 	h.rd.Release()
+	h.Conn.Ended = h.call.x.End
 	h.call.cluster.Release(h.Conn, reusable)
-	h.Conn, h.reading = nil, false
+	h.Conn, h.reading, h.ended = nil, false, nil
 }

@@ -64,7 +64,7 @@ func (o *observer) observe(x *exchange.Exchange) {
 		m = o.cfg.Registry.HTTP(o.labels(x, &k))
 		memo.Put(k, m)
 	}
-	m.Observe(o.cfg.Now().Sub(x.Start), x.RequestBytes, x.ResponseBytes)
+	m.Observe(x.Duration(o.cfg.Now), x.RequestBytes, x.ResponseBytes)
 }
 
 // labels resolves all labels.
