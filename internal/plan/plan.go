@@ -443,6 +443,15 @@ const (
 	PeakEWMA        // the quickest of two, by decaying peaks of latency
 )
 
+// Protocol is a version of HTTP, as an upstream is spoken to.
+type Protocol uint8
+
+const (
+	HTTP1          Protocol = iota
+	HTTP2                   // from the first byte, or as ALPN says
+	ClientProtocol          // as the client spoke
+)
+
 // Cluster is a group of endpoints reached the same way.
 type Cluster struct {
 	// Name is "outbound|9080|v1|reviews.default.svc.cluster.local",
@@ -479,7 +488,9 @@ type Cluster struct {
 	PanicPercent uint32
 	Outlier      *Outlier // nil: no host is ever ejected
 
-	TLS *ClientTLS // nil: plain text
+	// Protocol is the version of HTTP that requests are sent in.
+	Protocol Protocol
+	TLS      *ClientTLS // nil: plain text
 	// ProxyProtocol is the version of the header that tells the server, before
 	// anything else, on whose behalf a connection is made; 0 sends none.
 	ProxyProtocol uint8

@@ -35,6 +35,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/proxy/admin"
 	"github.com/heddle-mesh/heddle/internal/proxy/decode"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter"
+	"github.com/heddle-mesh/heddle/internal/proxy/http2"
 	"github.com/heddle-mesh/heddle/internal/proxy/listener"
 	"github.com/heddle-mesh/heddle/internal/proxy/mtls"
 	"github.com/heddle-mesh/heddle/internal/proxy/overload"
@@ -137,6 +138,7 @@ type proxy struct {
 	logs     *telemetry.Logs
 	identity identity.Source
 	clusters *upstream.Set
+	budget   *http2.Budget // of what streams keep, to and from both sides
 	live     snapshot.Live
 	manager  *listener.Manager
 	overload *overload.Guard
@@ -185,6 +187,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Stop()
 	err := g.Wait()
 	p.clusters.Close()
+	p.clusters.Wait()
 	return err
 }
 
@@ -203,8 +206,9 @@ func (p *proxy) start(g *life.Group) error {
 	p.logs = telemetry.NewLogs(cfg.OpenLog)
 	p.metrics.GaugeFunc("heddle_access_log_dropped", "Access log entries that were lost because their reader did not keep up.", func() float64 { return float64(p.logs.Dropped()) })
 	g.Go("access log", p.logs.Run)
+	p.budget = http2.NewBudget(budget(cfg.MemoryLimit))
 	p.clusters = upstream.NewSet(upstream.Config{
-		Network: cfg.Network, Identity: p.identity, Resolver: cfg.Resolver, Log: log,
+		Network: cfg.Network, Identity: p.identity, Resolver: cfg.Resolver, Log: log, Budget: p.budget,
 		TLS: func(t *plan.ClientTLS) *tls.Config { return mtls.ClientConfig(p.identity, t) },
 	})
 	g.Go("clusters", p.clusters.Run)
@@ -311,6 +315,21 @@ func (p *proxy) startIdentity(g *life.Group, c *control) error {
 	return nil
 }
 
+// mostStreamBudget is plenty for one workload, and budgetShare the part of a small
+// proxy's memory that may be in data which waits to be sent.
+const (
+	mostStreamBudget = 64 << 20
+	budgetShare      = 4
+)
+
+// budget returns how much streams of HTTP/2 may keep, in bytes.
+func budget(limit int64) int64 {
+	if limit <= 0 {
+		return mostStreamBudget
+	}
+	return min(limit/budgetShare, mostStreamBudget)
+}
+
 // chains says how filter chains are made.
 func (p *proxy) chains(ctx context.Context) snapshot.Deps {
 	cfg := &p.cfg
@@ -341,7 +360,7 @@ func (p *proxy) chains(ctx context.Context) snapshot.Deps {
 				metrics = nil
 			}
 			s := filter.NewServer(filter.Config{Chain: c, Direction: d, Routes: routes, Clusters: p.clusters, Metrics: metrics, Log: log,
-				Own: named, OwnMetadata: header, OwnMetadataID: headerID, Logger: cfg.Log, Overloaded: p.overload.Shed})
+				Own: named, OwnMetadata: header, OwnMetadataID: headerID, Logger: cfg.Log, Budget: p.budget, Overloaded: p.overload.Shed})
 			other, err := bytes(passThrough(c, d), d)
 			if err != nil {
 				return nil, err

@@ -255,15 +255,20 @@ func (x *Exchange) Keep(b []byte) []byte {
 	return b[from:len(b):len(b)]
 }
 
-// Reply answers without an upstream. The body is text; details say why.
+// Reply answers without an upstream. The body is text; details say why. A gRPC
+// client gets the same in its own terms.
 func (x *Exchange) Reply(status int, body, details string) {
 	x.Response.reset()
 	r := &x.Response
-	r.Status = status
 	r.Local = true
 	x.Details = details
-	r.Text = body
 	r.Framing = Length
+	if status != 0 && x.Request.IsGRPC() {
+		x.replyGRPC(status, body)
+		return
+	}
+	r.Status = status
+	r.Text = body
 	r.Length = int64(len(body))
 	if body != "" {
 		r.Header.AddString(ContentType, "content-type", "text/plain")

@@ -28,6 +28,9 @@ type Body interface {
 	Raw()
 	// Done reports whether the body's end was reached.
 	Done() bool
+	// Trailers returns the trailers once the end was reached, nil if there are none.
+	// With Raw they are in the bytes instead.
+	Trailers() *Header
 	// Size returns how many bytes of data were handed out, without framing.
 	Size() int64
 }
@@ -45,7 +48,8 @@ type Request struct {
 	Query []byte // behind the "?", which is not part of it
 	// HasQuery tells "/a?" from "/a".
 	HasQuery bool
-	Minor    int // of HTTP/1.x
+	HTTP2    bool
+	Minor    int // of HTTP/1.x; 1 for HTTP/2
 	Header   Header
 
 	Framing Framing
@@ -55,10 +59,14 @@ type Request struct {
 	// Upgrade is the protocol asked for, "" for none; Connect is a request for a
 	// tunnel to Authority. After either the connection may stop being HTTP.
 	Upgrade []byte
-	Connect bool
-	Head    bool // HEAD: the response has no body whatever its headers say
+	// WebSocketKey is the client's, which HTTP/2 does not pass on.
+	WebSocketKey []byte
+	Connect      bool
+	Head         bool // HEAD: the response has no body whatever its headers say
 	// Expect is true if the client waits for a 100 before it sends the body.
 	Expect bool
+	// Messages counts what a gRPC client sent, by HTTP/2.
+	Messages Messages
 }
 
 func (r *Request) reset() {
@@ -69,7 +77,10 @@ func (r *Request) reset() {
 
 // Protocol returns the protocol's name for logs.
 func (r *Request) Protocol() string {
-	if r.Minor == 0 {
+	switch {
+	case r.HTTP2:
+		return "HTTP/2"
+	case r.Minor == 0:
 		return "HTTP/1.0"
 	}
 	return "HTTP/1.1"
@@ -85,6 +96,11 @@ type Response struct {
 	Framing Framing
 	Length  int64
 	Body    Body // nil if Text is the body
+
+	// GRPCStatus is the status of a gRPC call, from the header or, at the end, from the
+	// trailers; "" if there was none. Messages counts what was answered.
+	GRPCStatus string
+	Messages   Messages
 
 	// Close is true if the upstream will close its connection.
 	Close bool

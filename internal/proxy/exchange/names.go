@@ -23,7 +23,9 @@ const (
 	ContentType
 	Cookie
 	Date
+	GRPCMessage
 	GRPCStatus
+	GRPCTimeout
 	Location
 	Server
 	UserAgent
@@ -61,7 +63,9 @@ var names = [idEnd]string{
 	ContentType: "content-type",
 	Cookie:      "cookie",
 	Date:        "date",
+	GRPCMessage: "grpc-message",
 	GRPCStatus:  "grpc-status",
+	GRPCTimeout: "grpc-timeout",
 	Location:    "location",
 	Server:      "server",
 	UserAgent:   "user-agent",

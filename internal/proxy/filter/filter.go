@@ -10,11 +10,13 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/plan"
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/http2"
 	"github.com/heddle-mesh/heddle/internal/proxy/mtls"
 	"github.com/heddle-mesh/heddle/internal/proxy/rbac"
 	"github.com/heddle-mesh/heddle/internal/proxy/route"
@@ -58,6 +60,9 @@ type Config struct {
 	// neither sends nor takes anything; 0: five minutes. Waiting for an upstream is
 	// no stall.
 	StallTimeout time.Duration
+	// Budget bounds what streams of HTTP/2 keep, of all connections that share it; nil:
+	// no bound.
+	Budget *http2.Budget
 
 	Now    func() time.Time // nil: time.Now
 	Random func() uint64    // nil: math/rand
@@ -77,6 +82,7 @@ type Server struct {
 	cfg       Config
 	chain     chain
 	observers []func(*exchange.Exchange)
+	streams   sync.Pool // of *stream; a server's own, because timers are in it
 	// rules are those in force.
 	rules atomic.Pointer[rbac.Engine]
 

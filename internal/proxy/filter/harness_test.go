@@ -158,7 +158,7 @@ func (b *bed) httpBackend(addr string, h http.HandlerFunc) netip.AddrPort {
 		defer b.wg.Done()
 		h(w, r)
 	}
-	s := &http.Server{Handler: http.HandlerFunc(tracked), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	s := &http.Server{Handler: http.HandlerFunc(tracked), Protocols: bothProtocols(), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
 	b.wg.Go(func() { s.Serve(l) })
 	context.AfterFunc(b.ctx, func() { s.Close() })
 	return ap

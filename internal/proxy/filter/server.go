@@ -20,9 +20,16 @@ import (
 // on its way. Who ends it for good closes c.
 //
 // The error is nil if the connection ended in an orderly way. It is an
-// *http1.NotHTTPError if the first bytes are no HTTP/1; then nothing was written,
+// *http1.NotHTTPError if the first bytes are no HTTP; then nothing was written,
 // and c is still open, without the bytes that the error holds.
 func (s *Server) Serve(ctx context.Context, c net.Conn, info *exchange.Conn) error {
+	if info.ALPN == "h2" || info.ALPN == "istio-h2" {
+		var first []byte
+		if r, ok := c.(detacher); ok {
+			c, first = r.Detach()
+		}
+		return s.serveHTTP2(ctx, c, first, info)
+	}
 	d := s.open(ctx, c, info)
 	var err error
 	if d.busy.sock != nil {
@@ -30,7 +37,7 @@ func (s *Server) Serve(ctx context.Context, c net.Conn, info *exchange.Conn) err
 	} else {
 		err = d.serve()
 	}
-	return d.close(err)
+	return d.close(ctx, err)
 }
 
 // open makes what is kept of a connection.
@@ -51,14 +58,17 @@ func (s *Server) open(ctx context.Context, c net.Conn, info *exchange.Conn) *dow
 }
 
 // close ends what open made, after err.
-func (d *downstream) close(err error) error {
+func (d *downstream) close(ctx context.Context, err error) error {
 	if d.lingers {
 		discard(d.c, d.s.cfg.Now())
 	}
 	d.cancel()
 	d.rd.Release()
-	if _, other := errors.AsType[*http1.NotHTTPError](err); other {
+	if other, ok := errors.AsType[*http1.NotHTTPError](err); ok {
 		d.readUntil(time.Time{})
+		if other.HTTP2 {
+			return d.s.serveHTTP2(ctx, d.c, other.Read, d.info)
+		}
 		return err
 	}
 	return errors.Join(err, closed(d.c.Close()))
@@ -159,15 +169,20 @@ func (d *downstream) ended(err error) error {
 	return err
 }
 
+// scheme says how a client reached the mesh.
+func scheme(c *exchange.Conn) string {
+	if c.TLS || c.MTLS {
+		return "https"
+	}
+	return "http"
+}
+
 // begin makes the exchange of the next request.
 func (d *downstream) begin() *exchange.Exchange {
 	x := exchange.Get()
 	x.Conn, x.Client, x.Context, x.Terminal = d.info, d, d.context, &d.terminal
 	x.Start = d.s.cfg.Now()
-	x.Request.Scheme = "http"
-	if d.info.TLS || d.info.MTLS {
-		x.Request.Scheme = "https"
-	}
+	x.Request.Scheme = scheme(d.info)
 	return x
 }
 
@@ -195,11 +210,11 @@ func (d *downstream) respond(x *exchange.Exchange) (more bool) {
 
 	// 1st: the answer, and the way back.
 	complete := d.answer(x)
-	complete = d.finish(x, complete) && complete
+	complete = d.s.finish(x, complete) && complete
 	d.stopWatching()
 
 	// 2nd: the account.
-	d.observe(x)
+	d.s.observe(x)
 	if !complete || x.Close || x.Tunnel != nil {
 		d.linger(x, complete)
 		return false
@@ -250,7 +265,7 @@ func (d *downstream) answer(x *exchange.Exchange) (complete bool) {
 	defer func() {
 		if p := recover(); p != nil {
 			complete = false
-			d.panicked("handling", x, p)
+			d.s.panicked("handling", x, p)
 			x.Close = true
 			if !d.begun {
 				x.Reply(500, "", "panic")
@@ -264,9 +279,9 @@ func (d *downstream) answer(x *exchange.Exchange) (complete bool) {
 	return d.send(x)
 }
 
-func (d *downstream) panicked(doing string, x *exchange.Exchange, p any) {
-	d.s.panics.Inc()
-	d.s.cfg.Logger.Error("panic while "+doing+" a request", "panic", p, "method", string(x.Request.Method),
+func (s *Server) panicked(doing string, x *exchange.Exchange, p any) {
+	s.panics.Inc()
+	s.cfg.Logger.Error("panic while "+doing+" a request", "panic", p, "method", string(x.Request.Method),
 		"authority", string(x.Request.Authority), "path", string(x.Request.Path), "stack", string(debug.Stack()))
 }
 
@@ -297,29 +312,38 @@ func (d *downstream) send(x *exchange.Exchange) bool {
 	d.now = x.Upstream.FirstByte // a moment ago, if an upstream answered
 	err := http1.Send(d, x)
 	if _, body := errors.AsType[*http1.ErrBody](err); err != nil && !body {
-		x.ClientGone = true
-		x.Flags |= exchange.ClientLeft
-		x.Details = "downstream_remote_disconnect"
-		if isTimeout(err) {
-			x.Flags ^= exchange.ClientLeft | exchange.StreamIdle
-			x.Details = "stream_idle_timeout"
-		}
+		left(x, isTimeout(err))
 	}
 	if err == nil && x.Tunnel != nil {
-		d.tunnel(x)
+		d.stopWatching()
+		d.readUntil(noDeadline)
+		tunnel(x, d.c, d.rd.TakeBuffered())
 	}
 	return err == nil
 }
 
+// left notes that the client took no more of its response, because it left or,
+// stalled, because it took nothing for too long.
+func left(x *exchange.Exchange, stalled bool) {
+	x.ClientGone = true
+	if stalled {
+		x.Flags |= exchange.StreamIdle
+		x.Details = "stream_idle_timeout"
+		return
+	}
+	x.Flags |= exchange.ClientLeft
+	x.Details = "downstream_remote_disconnect"
+}
+
 // finish releases the upstream.
-func (d *downstream) finish(x *exchange.Exchange, complete bool) (ok bool) {
+func (s *Server) finish(x *exchange.Exchange, complete bool) (ok bool) {
 	defer func() {
 		if p := recover(); p != nil {
 			ok = false
-			d.panicked("finishing", x, p)
+			s.panicked("finishing", x, p)
 		}
 	}()
-	x.End = d.s.cfg.Now()
+	x.End = s.cfg.Now()
 	x.Finish(complete)
 	if b := x.Request.Body; b != nil {
 		x.RequestBytes = b.Size()
@@ -327,17 +351,17 @@ func (d *downstream) finish(x *exchange.Exchange, complete bool) (ok bool) {
 	return true
 }
 
-func (d *downstream) observe(x *exchange.Exchange) {
+func (s *Server) observe(x *exchange.Exchange) {
 	defer func() {
 		if p := recover(); p != nil {
 			x.Close = true
-			d.panicked("accounting for", x, p)
+			s.panicked("accounting for", x, p)
 		}
 	}()
 	if x.ClientGone && x.Termination == "" {
 		x.Termination = x.Details
 	}
-	for _, o := range d.s.observers {
+	for _, o := range s.observers {
 		o(x)
 	}
 }
@@ -358,7 +382,7 @@ func (d *downstream) refuse(x *exchange.Exchange, err error) error {
 	}
 	x.Request.Head, x.Request.Minor = false, 1
 	http1.Send(d, x)
-	d.observe(x)
+	d.s.observe(x)
 	d.linger(x, true)
 	return nil
 }

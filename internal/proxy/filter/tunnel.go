@@ -8,16 +8,15 @@ import (
 	"github.com/heddle-mesh/heddle/internal/proxy/upstream"
 )
 
-// tunnel copies bytes both ways until both sides have ended, or one has failed.
-func (d *downstream) tunnel(x *exchange.Exchange) {
-	d.stopWatching()
-	d.readUntil(noDeadline)
-	d.c.SetWriteDeadline(noDeadline)
+// tunnel copies bytes between the client, who sent some of them early, and the
+// upstream both ways, until both sides have ended, or one has failed.
+func tunnel(x *exchange.Exchange, client net.Conn, early []byte) {
+	client.SetWriteDeadline(noDeadline)
 	up := x.Tunnel.Conn
 	up.SetDeadline(noDeadline)
 	done := make(chan int64)
-	go func() { done <- relay(up, d.c, d.rd.TakeBuffered()) }()
-	x.ResponseBytes = relay(d.c, up, x.Tunnel.Early)
+	go func() { done <- relay(up, client, early) }()
+	x.ResponseBytes = relay(client, up, x.Tunnel.Early)
 	x.RequestBytes = <-done
 }
 

@@ -48,6 +48,18 @@ func (b *Body) Size() int64 {
 	return b.passed
 }
 
+// Trailers implements exchange.Body.
+func (b *Body) Trailers() *exchange.Header {
+	if !b.done || len(b.chunks.trailers) == 0 {
+		return nil
+	}
+	h := new(exchange.Header)
+	if parseFields(h, b.chunks.trailers) != nil {
+		return nil // more than may be
+	}
+	return h
+}
+
 // Buffered implements exchange.Body.
 func (b *Body) Buffered() (p []byte, whole bool) {
 	if b.done {

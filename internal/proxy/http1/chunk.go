@@ -17,6 +17,8 @@ type chunks struct {
 	ext    int  // bytes of extensions so far, of all chunks
 	lines  int  // bytes of trailers so far
 	data   int64
+	// trailers are the lines to pass on, without raw.
+	trailers []byte
 }
 
 type chunkState uint8
@@ -136,6 +138,9 @@ func (c *chunks) next(p []byte, raw bool) (span []byte, n int, err error) {
 				n += size
 				from = n
 			default:
+				if !raw && c.state != finished {
+					c.trailers = append(c.trailers, p[n:n+size]...)
+				}
 				c.lines += size
 				n += size
 			}

@@ -211,7 +211,7 @@ func TestIdleConnectionsHoldNoBuffers(t *testing.T) {
 		return conn
 	})
 	c := dial(t, addr, Config{})
-	p, err := c.OpenPipe(request("GET"), true)
+	p, err := c.OpenPipe(request("GET"), nil, true)
 	if err != nil {
 		t.Fatal(err)
 	}

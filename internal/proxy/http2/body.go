@@ -3,6 +3,8 @@ package http2
 import (
 	"io"
 	"strconv"
+
+	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
 )
 
 // Body is the data of a Pipe's peer. It implements exchange.Body, and io.Reader.
@@ -17,6 +19,8 @@ type Body struct {
 	offered int
 	whole   bool
 	stage   *output // chunks, with Raw
+	// Messages counts those of gRPC in what was handed out, if it is not nil.
+	Messages *exchange.Messages
 }
 
 // Raw implements exchange.Body. HTTP/2 has no chunks: they are made.
@@ -28,9 +32,16 @@ func (b *Body) Done() bool { return b.ended }
 // Size implements exchange.Body.
 func (b *Body) Size() int64 { return b.size }
 
-// Trailers returns the trailers once the end was reached, nil if there are none.
-// They are valid until the Pipe is closed.
-func (b *Body) Trailers() *Head {
+// Trailers implements exchange.Body. They are valid until the Pipe is closed.
+func (b *Body) Trailers() *exchange.Header {
+	if t := b.trailers(); t != nil && !b.raw {
+		return t.Header
+	}
+	return nil
+}
+
+// trailers returns the trailers once the end was reached.
+func (b *Body) trailers() *Head {
 	b.p.mu.Lock()
 	defer b.p.mu.Unlock()
 	if !b.ended {
@@ -64,6 +75,11 @@ func (b *Body) Take() {
 	if b.ended {
 		return
 	}
+	if b.Messages != nil && b.offered > 0 {
+		b.p.mu.Lock()
+		b.Messages.Count(b.p.in.peek()[b.lent:][:b.offered])
+		b.p.mu.Unlock()
+	}
 	b.lent += b.offered
 	b.size += int64(b.offered)
 	b.offered = 0
@@ -82,6 +98,9 @@ func (b *Body) Next() ([]byte, error) {
 		if len(here) > 0 && !p.closed {
 			b.lent = len(here)
 			b.size += int64(len(here))
+			if b.Messages != nil {
+				b.Messages.Count(here)
+			}
 			if b.raw {
 				b.ended = ends
 				here = b.chunk(here, ends)

@@ -244,15 +244,17 @@ func (c *Conn) fail(err error) {
 // Ready returns a channel that is closed when the peer's settings are known.
 func (c *Conn) Ready() <-chan struct{} { return c.ready }
 
-// Room returns how many streams can be opened now. It is 0 once the connection is
-// going away.
+// Room returns how many streams can be opened now. If there is none, OnState tells
+// when that may have changed; it does not any more once the connection is going away.
 func (c *Conn) Room() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.endingSoon() {
 		return 0
 	}
-	return max(int(c.peerStreams)-c.streams.n, 0)
+	n := max(int(c.peerStreams)-c.streams.n, 0)
+	c.wanted = c.wanted || n == 0
+	return n
 }
 
 // Streams returns how many streams are open.
@@ -425,9 +427,9 @@ func (c *Conn) close(err error) error {
 	}
 	c.closed, c.notify = true, true
 	cut := c.streams.n
-	why := Reset{Code: InternalError, Remote: true, Reason: "connection closed"}
+	why := Reset{Code: InternalError, Remote: true, Conn: true, Cause: err, Reason: "connection closed"}
 	if ours {
-		why = Reset{Code: broken.Code, Reason: broken.Reason}
+		why = Reset{Code: broken.Code, Conn: true, Reason: broken.Reason}
 	}
 	var over []*Stream
 	c.streams.all(func(s *Stream) {

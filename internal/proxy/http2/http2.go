@@ -102,6 +102,10 @@ type Reset struct {
 	// Retry is true if the peer has not acted on the request and will not: it can
 	// be sent again wherever one likes, whatever its method.
 	Retry bool
+	// Conn is true if the connection ended, or is going to, and Cause is the error that
+	// ended it, if one did.
+	Conn  bool
+	Cause error
 	// Reason says more, for logs.
 	Reason string
 }

@@ -190,7 +190,7 @@ func TestPipesThroughAProxy(t *testing.T) {
 			if i%2 == 0 {
 				req.Path = []byte("/interim")
 			}
-			p, err := c.OpenPipe(req, false)
+			p, err := c.OpenPipe(req, nil, false)
 			if err != nil {
 				t.Error(err)
 				return
@@ -222,7 +222,7 @@ func TestPipesThroughAProxy(t *testing.T) {
 			}
 			if tr := p.Body().Trailers(); tr == nil {
 				t.Error("no trailers")
-			} else if v, _ := tr.Header.Find("x-size", 0); string(v) != fmt.Sprint(len(body)) {
+			} else if v, _ := tr.Find("x-size", 0); string(v) != fmt.Sprint(len(body)) {
 				t.Errorf("the trailer says %q", v)
 			}
 		})

@@ -2,6 +2,7 @@ package http2
 
 import (
 	"bytes"
+	"crypto/sha1"
 	"encoding/base64"
 	"encoding/binary"
 	"math/rand/v2"
@@ -21,7 +22,7 @@ import (
 func ReadRequest(x *exchange.Exchange, h *Head, end bool) (details string) {
 	q := &x.Request
 	q.Header, h.own = h.own, q.Header
-	q.Method, q.Authority, q.Minor = h.Method, h.Authority, 1
+	q.Method, q.Authority, q.HTTP2, q.Minor = h.Method, h.Authority, true, 1
 	q.Head = string(q.Method) == "HEAD"
 	q.Header.Set(exchange.Host, q.Authority)
 	tunnel := string(q.Method) == "CONNECT"
@@ -56,9 +57,10 @@ func ReadRequest(x *exchange.Exchange, h *Head, end bool) (details string) {
 	switch {
 	case end || tunnel:
 		q.Framing = exchange.NoBody
-	case h.Length >= 0:
+	case h.Length >= 0 && !q.Header.Has(exchange.Trailer):
 		q.Framing, q.Length = exchange.Length, h.Length
 	default:
+		q.Header.Del(exchange.ContentLength) // HTTP/1.1 has trailers behind chunks only
 		q.Framing = exchange.Chunked
 		q.Header.AddString(exchange.TransferEncoding, "transfer-encoding", "chunked")
 	}
@@ -73,8 +75,11 @@ func ReadRequest(x *exchange.Exchange, h *Head, end bool) (details string) {
 }
 
 var (
-	slash     = []byte("/")
-	methodGET = []byte("GET")
+	slash         = []byte("/")
+	methodGET     = []byte("GET")
+	methodCONNECT = []byte("CONNECT")
+	schemeHTTP    = []byte("http")
+	schemeHTTPS   = []byte("https")
 )
 
 // addWebSocketKey adds what HTTP/1.1 wants with an upgrade, and HTTP/2 does not
@@ -91,6 +96,14 @@ func addWebSocketKey(x *exchange.Exchange) {
 	q.Header.Add(exchange.Other, "sec-websocket-key", key)
 }
 
+// addWebSocketAccept adds what proves to the client that its key was understood.
+// Source: RFC 6455 section 4.2.2.
+func addWebSocketAccept(x *exchange.Exchange, key []byte) {
+	sum := sha1.Sum(append(key[:len(key):len(key)], "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"...))
+	x.Response.Header.DelName([]byte("sec-websocket-accept"))
+	x.Response.Header.Add(exchange.Other, "sec-websocket-accept", x.Keep(base64.StdEncoding.AppendEncode(x.Scratch(), sum[:])))
+}
+
 // RequestHead fills h with x's request, for an upstream. h is a view of x.
 func RequestHead(h *Head, x *exchange.Exchange) {
 	q := &x.Request
@@ -98,9 +111,9 @@ func RequestHead(h *Head, x *exchange.Exchange) {
 	if q.Connect {
 		return
 	}
-	h.Scheme = []byte("http")
+	h.Scheme = schemeHTTP
 	if q.Scheme == "https" {
-		h.Scheme = []byte("https")
+		h.Scheme = schemeHTTPS
 	}
 	h.Path = q.Path
 	if q.HasQuery {
@@ -108,8 +121,11 @@ func RequestHead(h *Head, x *exchange.Exchange) {
 		h.Path = x.Keep(append(b, q.Query...))
 	}
 	if q.Upgrade != nil {
-		h.Method, h.Protocol = []byte("CONNECT"), q.Upgrade
-		q.Header.DelName([]byte("sec-websocket-key"))
+		h.Method, h.Protocol = methodCONNECT, q.Upgrade
+		if key, i := q.Header.Find("sec-websocket-key", 0); i >= 0 {
+			q.WebSocketKey = key
+			q.Header.DelName([]byte("sec-websocket-key"))
+		}
 	}
 }
 
@@ -123,13 +139,17 @@ func ReadResponse(x *exchange.Exchange, h *Head, end bool) {
 		// Who asked for an upgrade by HTTP/1.1 gets the answer to that.
 		r.Status = 101
 		r.Header.Set(exchange.Upgrade, x.Request.Upgrade)
+		if key := x.Request.WebSocketKey; key != nil {
+			addWebSocketAccept(x, key)
+		}
 	}
 	switch {
 	case end, r.Status < 200, r.Status == 204, r.Status == 304, x.Request.Head, x.Request.Connect && r.Status < 300:
 		r.Framing, r.Length = exchange.NoBody, 0
-	case h.Length >= 0:
+	case h.Length >= 0 && (x.Request.HTTP2 || !r.Header.Has(exchange.Trailer)):
 		r.Framing, r.Length = exchange.Length, h.Length
 	default:
+		r.Header.Del(exchange.ContentLength) // HTTP/1.1 has trailers behind chunks only
 		r.Framing, r.Length = exchange.Chunked, 0
 		r.Header.AddString(exchange.TransferEncoding, "transfer-encoding", "chunked")
 	}
@@ -146,7 +166,7 @@ func ResponseHead(h *Head, x *exchange.Exchange) {
 	if r.Local {
 		date := x.Keep(x.Start.UTC().AppendFormat(x.Scratch(), "Mon, 02 Jan 2006 15:04:05 GMT"))
 		r.Header.Set(exchange.Date, date)
-		if r.Status >= 200 && r.Status != 204 && r.Status != 304 && x.Tunnel == nil {
+		if r.Status >= 200 && r.Status != 204 && r.Status != 304 && x.Tunnel == nil && r.GRPCStatus == "" {
 			r.Header.Set(exchange.ContentLength, x.Keep(strconv.AppendInt(x.Scratch(), r.Length, 10)))
 		}
 	}

@@ -39,6 +39,7 @@ type Pipe struct {
 	kept     int // of what was written, how much waits
 	err      error
 	gone     func()
+	telling  chan struct{} // closed when gone has returned
 	closed   bool
 }
 
@@ -91,15 +92,24 @@ func (p *Pipe) run(serve func(*Pipe)) {
 	}
 }
 
-// OpenPipe opens a stream with a request, end if that is all of it.
-func (c *Conn) OpenPipe(h *Head, end bool) (*Pipe, error) {
+// OpenPipe opens a stream with a request and the beginning of its body, end if that
+// is all of it. It does not wait for the data to leave.
+func (c *Conn) OpenPipe(h *Head, body []byte, end bool) (*Pipe, error) {
 	p := newPipe(c)
 	b := getBatch()
 	defer b.free()
-	s, err := c.Open(b, h, end, p)
+	s, err := c.Open(b, h, end && len(body) == 0, p)
+	if err != nil {
+		b.Flush()
+		return nil, err
+	}
 	p.stream = s
+	if len(body) > 0 {
+		err = p.send(b, body, end)
+	}
 	b.Flush()
 	if err != nil {
+		p.Close()
 		return nil, err
 	}
 	return p, nil
@@ -160,6 +170,11 @@ func (p *Pipe) OnReset(_ *Batch, _ *Stream, r Reset) {
 	p.mu.Lock()
 	p.fail(r)
 	gone := p.gone
+	p.gone = nil
+	if gone != nil {
+		p.telling = make(chan struct{})
+		defer close(p.telling)
+	}
 	p.mu.Unlock()
 	if gone != nil {
 		gone()
@@ -190,11 +205,27 @@ func (p *Pipe) Stream() *Stream { return p.stream }
 // reset. If it was already, f is called at once.
 func (p *Pipe) Watch(f func()) {
 	p.mu.Lock()
-	over := p.err != nil
-	p.gone = f
+	defer p.mu.Unlock()
+	if p.err == nil {
+		p.gone = f
+		return
+	}
+	told := make(chan struct{})
+	p.telling = told
+	go func() {
+		defer close(told)
+		f()
+	}()
+}
+
+// Unwatch ends a Watch. Its function does not run any more when it returns.
+func (p *Pipe) Unwatch() {
+	p.mu.Lock()
+	p.gone = nil
+	telling := p.telling
 	p.mu.Unlock()
-	if over {
-		go f()
+	if telling != nil {
+		<-telling
 	}
 }
 
@@ -251,6 +282,9 @@ func (p *Pipe) sendHead(b *Batch, h *Head, end bool) error {
 
 // WriteTrailers sends trailers, which end the stream.
 func (p *Pipe) WriteTrailers(h *Head) error { return p.WriteHead(h, true) }
+
+// Err returns why the stream was reset, nil if it was not.
+func (p *Pipe) Err() error { return p.failed() }
 
 func (p *Pipe) failed() error {
 	p.mu.Lock()
@@ -402,9 +436,6 @@ func (e *BodyError) Error() string { return "http2: reading a body: " + e.Err.Er
 // Unwrap returns the cause.
 func (e *BodyError) Unwrap() error { return e.Err }
 
-// trailed is a body that may end with trailers, as Body is.
-type trailed interface{ Trailers() *Head }
-
 // Interim sends x's 1xx response.
 func (p *Pipe) Interim(x *exchange.Exchange) error {
 	return p.WriteHead(&Head{Status: x.Response.Status, Header: &x.Response.Header}, false)
@@ -448,12 +479,12 @@ func (p *Pipe) Send(x *exchange.Exchange) error {
 	if len(data) > pieceSize {
 		data, whole = nil, false
 	}
-	t, hasTrailers := r.Body.(trailed)
-	end := whole && !hasTrailers
+	end := false
 	var err error
-	if len(data) > 0 || end {
-		err = p.send(b, data, end)
+	if len(data) > 0 || whole {
 		r.Body.Take()
+		end = whole && trailersOf(r.Body) == nil
+		err = p.send(b, data, end)
 	}
 	b.Flush()
 	if err == nil {
@@ -465,10 +496,7 @@ func (p *Pipe) Send(x *exchange.Exchange) error {
 	for {
 		data, err := r.Body.Next()
 		if err == io.EOF {
-			if hasTrailers && t.Trailers() != nil {
-				return p.WriteTrailers(t.Trailers())
-			}
-			return p.CloseWrite()
+			return p.EndBody(r.Body)
 		}
 		if err != nil {
 			return &BodyError{err}
@@ -477,6 +505,27 @@ func (p *Pipe) Send(x *exchange.Exchange) error {
 			return err
 		}
 	}
+}
+
+// EndBody ends our side of the stream as a body ended: with its trailers, if it has
+// any.
+func (p *Pipe) EndBody(b exchange.Body) error {
+	if t := trailersOf(b); t != nil {
+		return p.WriteTrailers(t)
+	}
+	return p.CloseWrite()
+}
+
+// trailersOf returns the trailers of a body that was read to its end, nil if it has
+// none. Those of HTTP/2 keep what they say about which of them may be indexed.
+func trailersOf(b exchange.Body) *Head {
+	if own, ok := b.(*Body); ok {
+		return own.trailers()
+	}
+	if t := b.Trailers(); t != nil {
+		return &Head{Header: t}
+	}
+	return nil
 }
 
 // deadline is a moment at which waiting ends.

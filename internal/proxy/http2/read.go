@@ -515,7 +515,7 @@ func (c *Conn) onGoAway(f *frame) error {
 	c.finish()
 	c.unlock(b)
 	for _, s := range over {
-		c.callReset(b, s, Reset{Code: RefusedStream, Remote: true, Retry: true, Reason: "GOAWAY"})
+		c.callReset(b, s, Reset{Code: RefusedStream, Remote: true, Retry: true, Conn: true, Reason: "GOAWAY"})
 		s.drop()
 	}
 	if err != nil || code == NoError {

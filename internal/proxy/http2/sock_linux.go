@@ -37,7 +37,14 @@ func (s *sock) init(c net.Conn) {
 	inner := c
 	if t, ok := c.(*tls.Conn); ok {
 		s.tls = true
-		inner = t.NetConn()
+		// Below may be one that replays the first bytes, which are read by now.
+		for inner = t.NetConn(); ; {
+			u, ok := inner.(interface{ Unwrap() net.Conn })
+			if !ok {
+				break
+			}
+			inner = u.Unwrap()
+		}
 	}
 	if below := socket.Of(inner); below != nil {
 		inner = below

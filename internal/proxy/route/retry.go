@@ -117,3 +117,8 @@ func (r *Retry) Connect() bool {
 func (r *Retry) Reset(unsent bool) bool {
 	return r != nil && (r.On&(OnReset|On5xx|OnGatewayError) != 0 || unsent && r.On&OnResetBeforeRequest != 0)
 }
+
+// Refused reports whether a stream that the upstream did not take is.
+func (r *Retry) Refused() bool {
+	return r != nil && r.On&(OnRefusedStream|OnReset|OnResetBeforeRequest|On5xx|OnGatewayError) != 0
+}

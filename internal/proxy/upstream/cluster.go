@@ -65,7 +65,7 @@ type state struct {
 	members    []member    // those that picker chooses from, in its order
 	picker     balance.Picker
 
-	http, tcp *tls.Config // for pooled and for plain connections
+	tls [carriesEnd]*tls.Config
 	// secured changes when TLS or the PROXY protocol does: older connections are not used again.
 	secured        uint64
 	connectTimeout time.Duration
@@ -108,7 +108,7 @@ func (c *Cluster) update(p *plan.Cluster, la *plan.LoadAssignment) {
 	}
 	if old.plan != p && (!reflect.DeepEqual(old.plan.TLS, p.TLS) || old.plan.ProxyProtocol != p.ProxyProtocol) {
 		next.secured++
-		next.http, next.tcp = c.tlsConfigs(p.TLS)
+		next.tls = c.tlsConfigs(p.TLS)
 	}
 	var gone []*Endpoint
 	switch p.Discovery {
@@ -383,21 +383,10 @@ func (c *Cluster) Connect(ctx context.Context, w Want) (*Conn, error) {
 }
 
 func (c *Cluster) get(ctx context.Context, w *Want, pooled bool) (*Conn, error) {
-	s := c.state.Load()
-	if s.picker == nil && isDNS(s.plan.Discovery) {
-		if err := c.awaitDNS(ctx, s, w); err != nil {
-			return nil, err
-		}
-		s = c.state.Load()
+	s, e, err := c.admit(ctx, w, pooled)
+	if err != nil {
+		return nil, err
 	}
-	if limit := s.plan.MaxRequests; pooled && limit > 0 && c.Stats.RqActive.Load() >= int64(limit) {
-		return nil, ErrOverflow
-	}
-	e := c.choose(s, w)
-	if e == nil {
-		return nil, ErrNoHealthy
-	}
-	c.begin(e)
 	conn := (*Conn)(nil)
 	if pooled && !w.Fresh {
 		conn = c.reuse(e, w)
@@ -425,6 +414,26 @@ func (c *Cluster) get(ctx context.Context, w *Want, pooled bool) (*Conn, error) 
 	c.Stats.RqTotal.Add(1)
 	conn.Endpoint.Stats.RqTotal.Add(1)
 	return conn, nil
+}
+
+// admit chooses an endpoint for a request, and counts it as in flight.
+func (c *Cluster) admit(ctx context.Context, w *Want, limited bool) (*state, *Endpoint, error) {
+	s := c.state.Load()
+	if s.picker == nil && isDNS(s.plan.Discovery) {
+		if err := c.awaitDNS(ctx, s, w); err != nil {
+			return nil, nil, err
+		}
+		s = c.state.Load()
+	}
+	if limit := s.plan.MaxRequests; limited && limit > 0 && c.Stats.RqActive.Load() >= int64(limit) {
+		return nil, nil, ErrOverflow
+	}
+	e := c.choose(s, w)
+	if e == nil {
+		return nil, nil, ErrNoHealthy
+	}
+	c.begin(e)
+	return s, e, nil
 }
 
 // reuse returns an idle connection that is still good, or nil.

@@ -16,26 +16,37 @@ import (
 // What a sidecar offers another one. The first that the server knows is agreed
 // on; "istio" alone says that the client is a sidecar.
 var (
-	httpALPN = []string{"istio-http/1.1", "istio", "http/1.1"}
-	tcpALPN  = []string{"istio-peer-exchange", "istio"}
+	http1ALPN = []string{"istio-http/1.1", "istio", "http/1.1"}
+	http2ALPN = []string{"istio-h2", "istio", "h2"}
+	tcpALPN   = []string{"istio-peer-exchange", "istio"}
 )
 
-// tlsConfigs makes the configurations for pooled and for plain connections.
-func (c *Cluster) tlsConfigs(t *plan.ClientTLS) (http, tcp *tls.Config) {
+// carries says what a connection is for.
+type carries uint8
+
+const (
+	aStream  carries = iota // of bytes
+	requests                // of HTTP/1, one after the other
+	streams                 // of HTTP/2, many at a time
+	carriesEnd
+)
+
+// tlsConfigs makes the configurations for each kind of connection.
+func (c *Cluster) tlsConfigs(t *plan.ClientTLS) (configs [carriesEnd]*tls.Config) {
 	if t == nil || c.set.cfg.TLS == nil {
-		return nil, nil
+		return configs
 	}
 	if !t.Auto && !slices.Contains(t.ALPN, "istio") {
 		// An external server: it gets what the configuration says.
 		config := c.set.cfg.TLS(t)
-		return config, config
+		return [...]*tls.Config{config, config, config}
 	}
 	with := func(alpn []string) *tls.Config {
 		own := *t
 		own.ALPN = alpn
 		return c.set.cfg.TLS(&own)
 	}
-	return with(httpALPN), with(tcpALPN)
+	return [...]*tls.Config{aStream: with(tcpALPN), requests: with(http1ALPN), streams: with(http2ALPN)}
 }
 
 // open returns a new connection to e, or one that another request handed over.
@@ -58,16 +69,25 @@ func (c *Cluster) open(ctx context.Context, s *state, e *Endpoint, w *Want, pool
 			return conn, err
 		}
 	}
-	conn, err := c.dial(ctx, s, e, w, pooled)
+	what := aStream
+	if pooled {
+		what = requests
+	}
+	conn, err := c.dial(ctx, s, e, w, what)
 	if err != nil {
 		c.slots.free()
 		return nil, err
 	}
+	c.opened(e)
+	return conn, nil
+}
+
+// opened counts a connection.
+func (c *Cluster) opened(e *Endpoint) {
 	c.Stats.CxActive.Add(1)
 	c.Stats.CxTotal.Add(1)
 	e.Stats.CxActive.Add(1)
 	e.Stats.CxTotal.Add(1)
-	return conn, nil
 }
 
 // queue waits for a slot. It returns a connection, an error, or neither: then the
@@ -138,11 +158,14 @@ func (c *Cluster) evictIdle() {
 			conn.discard()
 			return
 		}
+		if e.shutIdle() {
+			return
+		}
 	}
 }
 
 // dial opens and secures a connection.
-func (c *Cluster) dial(parent context.Context, s *state, e *Endpoint, w *Want, pooled bool) (*Conn, error) {
+func (c *Cluster) dial(parent context.Context, s *state, e *Endpoint, w *Want, what carries) (*Conn, error) {
 	deadline := c.set.cfg.Now().Add(s.connectTimeout)
 	if !w.Deadline.IsZero() && w.Deadline.Before(deadline) {
 		deadline = w.Deadline
@@ -150,7 +173,7 @@ func (c *Cluster) dial(parent context.Context, s *state, e *Endpoint, w *Want, p
 	ctx, cancel := context.WithDeadline(parent, deadline)
 	defer cancel()
 
-	conn, err := c.establish(ctx, s, e, w, pooled)
+	conn, err := c.establish(ctx, s, e, w, what)
 	if err != nil {
 		c.Stats.CxConnectFail.Add(1)
 		e.Stats.CxConnectFail.Add(1)
@@ -164,7 +187,7 @@ func (c *Cluster) dial(parent context.Context, s *state, e *Endpoint, w *Want, p
 	return conn, nil
 }
 
-func (c *Cluster) establish(ctx context.Context, s *state, e *Endpoint, w *Want, pooled bool) (*Conn, error) {
+func (c *Cluster) establish(ctx context.Context, s *state, e *Endpoint, w *Want, what carries) (*Conn, error) {
 	source := sourceFor(s.plan.BindAddress, e.Address.Addr())
 	t := s.plan.TLS
 	secure := t != nil && (!t.Auto || e.MTLS)
@@ -186,10 +209,7 @@ func (c *Cluster) establish(ctx context.Context, s *state, e *Endpoint, w *Want,
 	if !secure {
 		return conn, nil
 	}
-	config := s.tcp
-	if pooled {
-		config = s.http
-	}
+	config := s.tls[what]
 	if config == nil { // never in plain text what should be secret
 		nc.Close()
 		return nil, mtls.ErrUnknownSecret

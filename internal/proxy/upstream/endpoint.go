@@ -41,6 +41,8 @@ type Endpoint struct {
 	// mu guards
 	idle []*Conn // the one used last is at the end
 	gone bool    // no longer part of the cluster
+	// shared are connections of HTTP/2 that may have room; see shared.go.
+	shared sharing
 	// timer closes what was idle for too long; armed says that it is running.
 	timer *time.Timer
 	armed bool
@@ -138,6 +140,8 @@ func (e *Endpoint) flush(gone bool) {
 	idle := e.idle
 	e.idle = nil
 	e.gone = e.gone || gone
+	shared := e.shared.list
+	e.shared.list = nil
 	if e.timer != nil && gone {
 		e.timer.Stop()
 	}
@@ -145,13 +149,16 @@ func (e *Endpoint) flush(gone bool) {
 	for _, c := range idle {
 		c.discard()
 	}
+	for _, c := range shared {
+		c.Shutdown()
+	}
 }
 
 // retire marks an endpoint as gone unless it has idle connections.
 func (e *Endpoint) retire() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.gone = e.gone || len(e.idle) == 0
+	e.gone = e.gone || len(e.idle) == 0 && len(e.shared.list) == 0 && !e.shared.dialing
 	return e.gone
 }
 

@@ -62,6 +62,18 @@ func (s *slots) take(w *waiter) (ok bool) {
 	return false
 }
 
+// try gets a slot if there is one, or in any case with force, and reports whether it
+// did.
+func (s *slots) try(force bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !force && !s.room() {
+		return false
+	}
+	s.used++
+	return true
+}
+
 // newWaiter makes a request for the queue.
 func newWaiter(only *Endpoint, dials bool) *waiter {
 	return &waiter{granted: make(chan *Conn, 1), only: only, dials: dials}

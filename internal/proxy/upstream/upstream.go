@@ -25,6 +25,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/plan"
+	"github.com/heddle-mesh/heddle/internal/proxy/http2"
 	"github.com/heddle-mesh/heddle/internal/proxy/socket"
 )
 
@@ -47,6 +48,8 @@ type Config struct {
 	Now      func() time.Time // nil: time.Now
 	Random   func() uint64    // nil: math/rand
 	Log      *slog.Logger     // nil: slog.Default
+	// Budget bounds what streams of HTTP/2 keep; nil: no bound.
+	Budget *http2.Budget
 }
 
 // Set is all clusters of one proxy.
@@ -54,6 +57,11 @@ type Set struct {
 	cfg      Config
 	clusters atomic.Pointer[map[string]*Cluster]
 	refresh  chan struct{} // cap 1: the DNS clusters may have changed
+	// life ends with Close: nothing is dialled for many requests after it. readers are
+	// the goroutines of shared connections.
+	life    context.Context
+	end     context.CancelFunc
+	readers sync.WaitGroup
 
 	mu     sync.Mutex // serializes Update and Close
 	closed bool
@@ -74,6 +82,7 @@ func NewSet(cfg Config) *Set {
 		cfg.Log = slog.Default()
 	}
 	s := &Set{cfg: cfg, refresh: make(chan struct{}, 1)}
+	s.life, s.end = context.WithCancel(context.Background())
 	s.clusters.Store(&map[string]*Cluster{})
 	return s
 }
@@ -118,16 +127,20 @@ func (s *Set) Update(clusters map[string]*plan.Cluster, endpoints map[string]*pl
 }
 
 // Close closes all idle connections and makes every further one fail with
-// ErrNoHealthy. Connections in use finish.
+// ErrNoHealthy. Connections in use finish; Wait waits for those that are shared.
 func (s *Set) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closed = true
+	s.end()
 	for _, c := range *s.clusters.Load() {
 		c.close()
 	}
 	s.clusters.Store(&map[string]*Cluster{})
 }
+
+// Wait returns when the shared connections of a set that was closed have ended.
+func (s *Set) Wait() { s.readers.Wait() }
 
 // sorted returns the clusters by name.
 func (s *Set) sorted() []*Cluster {

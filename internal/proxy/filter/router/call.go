@@ -16,6 +16,7 @@ import (
 type call struct {
 	guard guard
 	one   hop1
+	two   hop2
 
 	r       *router
 	x       *exchange.Exchange
@@ -23,6 +24,7 @@ type call struct {
 	rule    *plan.Route
 	retry   *route.Retry
 	hop     hop
+	timeout time.Duration // of the whole request; 0: none
 
 	body   []byte // the request's body, if all of it was here at once
 	stream bool   // the body has to be read while it is sent
@@ -32,6 +34,7 @@ type call struct {
 	endpoint *upstream.Endpoint // of the current attempt; nil between two
 	upload   upload
 	retries  int  // attempts that the route's policy granted
+	stales   int  // attempts that were the pool's fault
 	fresh    bool // the next attempt shall not use a pooled connection
 	answered bool // the response's head is there
 }
@@ -40,7 +43,7 @@ func newCall() *call {
 	c := &call{}
 	c.guard.watch = func() { c.x.Client.Watch(c.clientLeft) }
 	c.upload.call = c
-	c.one.call = c
+	c.one.call, c.two.call = c, c
 	return c
 }
 
@@ -51,7 +54,12 @@ func (c *call) begin(r *router, x *exchange.Exchange, cluster *upstream.Cluster,
 	c.retries, c.fresh, c.answered, c.stream, c.spent, c.body = 0, false, false, false, false, nil
 	c.guard.now = r.cfg.Now
 	c.guard.begin()
-	c.hop = &c.one
+	c.timeout, c.stales = timeoutOf(&x.Request, rule), 0
+	if p := cluster.Plan().Protocol; p == plan.HTTP2 || p == plan.ClientProtocol && x.Request.HTTP2 {
+		c.hop = &c.two
+	} else {
+		c.hop = &c.one
+	}
 }
 
 // run makes attempts until there is an answer.
@@ -77,7 +85,7 @@ func (c *call) run() {
 // prepare makes what all attempts send alike.
 func (c *call) prepare() {
 	x, q := c.x, &c.x.Request
-	if t := timeout(c.rule, c.retry); t > 0 {
+	if t := c.expected(); t > 0 {
 		ms := strconv.AppendInt(x.Scratch(), t.Milliseconds(), 10)
 		q.Header.Set(exchange.ExpectedTimeout, x.Keep(ms))
 	}
@@ -110,8 +118,8 @@ func (c *call) prepare() {
 // request. Source: Envoy, config.route.v3.RouteAction.timeout.
 func (c *call) uploaded(now time.Time) {
 	var all time.Time
-	if c.rule.Timeout > 0 {
-		all = now.Add(c.rule.Timeout)
+	if c.timeout > 0 {
+		all = now.Add(c.timeout)
 	}
 	c.guard.limit(now.Add(watchAfter), all)
 }
@@ -136,8 +144,8 @@ func (c *call) attempt() failure {
 // connect gets a way to an endpoint.
 func (c *call) connect() failure {
 	w := upstream.Want{OriginalDst: c.x.Conn.Local, Client: c.x.Conn.Remote, Tried: c.tried, Fresh: c.fresh}
-	if c.rule.Timeout > 0 && !c.stream {
-		w.Deadline = c.x.Start.Add(c.rule.Timeout)
+	if c.timeout > 0 && !c.stream {
+		w.Deadline = c.x.Start.Add(c.timeout)
 	}
 	if c.x.Upstream.Attempts == 1 && c.replayable(false) {
 		w.Since = c.x.Start
@@ -212,6 +220,7 @@ func (c *call) accept() {
 		c.guard.attach(c.hop, time.Time{}) // an attempt's time ends with its head
 	}
 	x.Details = "via_upstream"
+	r.GRPCStatus = exchange.GRPCCode(r.Header.Get(exchange.GRPCStatus))
 	x.Upstream.FirstByte = c.r.cfg.Now()
 	ms := strconv.AppendInt(x.Scratch(), x.Upstream.FirstByte.Sub(x.Start).Milliseconds(), 10)
 	r.Header.Set(exchange.ServiceTime, x.Keep(ms))
@@ -242,9 +251,14 @@ func (c *call) Finish(x *exchange.Exchange, complete bool) {
 		if !complete && !x.ClientGone {
 			c.cutShort(why)
 		}
+		if r.Body != nil && complete {
+			if t := r.Body.Trailers(); t != nil && t.Has(exchange.GRPCStatus) {
+				r.GRPCStatus = exchange.GRPCCode(t.Get(exchange.GRPCStatus))
+			}
+		}
 		reusable := complete && why == none && c.answered && x.Tunnel == nil && !x.Uploading.Load() &&
 			(r.Body == nil || r.Body.Done()) && c.hop.spent()
-		c.endpoint.Report(complete && r.Status < 500)
+		c.endpoint.Report(complete && r.Status < 500 && !exchange.GRPCFault(r.GRPCStatus))
 		c.release(reusable)
 	}
 	r.Body = nil // it lived in the hop

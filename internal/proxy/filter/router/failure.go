@@ -14,13 +14,16 @@ import (
 type kind uint8
 
 const (
-	nothing     kind = iota // it did not
-	noHost                  // no endpoint to choose
-	overflow                // a limit of the cluster
-	refused                 // no connection
-	terminated              // the upstream closed before it answered
-	protocol                // it answered something that is not HTTP
-	interrupted             // by the guard
+	nothing       kind = iota // it did not
+	noHost                    // no endpoint to choose
+	overflow                  // a limit of the cluster
+	refused                   // no connection
+	terminated                // the upstream closed before it answered
+	refusedStream             // it did not take the stream, and has not acted on it
+	remoteReset               // it reset the stream
+	localReset                // the proxy did
+	protocol                  // it answered something that is not HTTP
+	interrupted               // by the guard
 )
 
 // failure is a failed attempt.
@@ -79,7 +82,7 @@ func (c *call) broken(err error, unsent bool) failure {
 // route's policy: if nothing of it was sent, or if doing it twice is the same as
 // once. Source: RFC 9110 section 9.2.2.
 func (c *call) replayable(unsent bool) bool {
-	if c.stream || c.answered {
+	if c.spent || c.answered {
 		return false
 	}
 	if unsent {
@@ -92,9 +95,14 @@ func (c *call) replayable(unsent bool) bool {
 	return false
 }
 
+// maxStales bounds the attempts that cost nothing, for an upstream may be so that
+// every connection to it is going away.
+const maxStales = 100
+
 // retryFailure decides whether to try again after a failure.
 func (c *call) retryFailure(f *failure) bool {
-	if f.stale {
+	if f.stale && c.stales < maxStales {
+		c.stales++
 		// One such connection is no reason to trust the others in the pool.
 		c.fresh = true
 		c.x.Upstream.Attempts--
@@ -107,8 +115,10 @@ func (c *call) retryFailure(f *failure) bool {
 	switch f.kind {
 	case refused:
 		want = c.retry.Connect()
-	case terminated, protocol:
+	case terminated, protocol, remoteReset, localReset:
 		want = c.retry.Reset(f.unsent)
+	case refusedStream:
+		want = c.retry.Refused()
 	case interrupted:
 		want = f.why == tryTimeout && c.retry.Reset(false)
 	}
@@ -187,6 +197,12 @@ func (c *call) fail(f *failure) {
 			details += "|" + strings.ReplaceAll(f.transport, " ", "_")
 		}
 		x.Fail(flag, 503, body, "upstream_reset_before_response_started{"+details+"}")
+	case refusedStream:
+		x.Fail(exchange.UpstreamReset, 503, prefix+"remote refused stream reset", "upstream_reset_before_response_started{remote_refused_stream_reset}")
+	case remoteReset:
+		x.Fail(exchange.UpstreamReset, 503, prefix+"remote reset", "upstream_reset_before_response_started{remote_reset}")
+	case localReset:
+		x.Fail(exchange.LocalReset, 503, prefix+"local reset", "upstream_reset_before_response_started{local_reset}")
 	case interrupted:
 		c.failInterrupted(f.why)
 	}
@@ -217,8 +233,17 @@ func (c *call) cutShort(why cause) {
 	x := c.x
 	switch why {
 	case none:
-		x.Flags |= exchange.UpstreamTermination
-		x.Details = "upstream_reset_after_response_started{connection_termination}"
+		flag, reason := exchange.UpstreamTermination, "connection_termination"
+		switch c.hop.cut() {
+		case remoteReset, refusedStream:
+			flag, reason = exchange.UpstreamReset, "remote_reset"
+		case localReset:
+			flag, reason = exchange.LocalReset, "local_reset"
+		case protocol:
+			flag, reason = exchange.UpstreamProtocol, "protocol_error"
+		}
+		x.Flags |= flag
+		x.Details = "upstream_reset_after_response_started{" + reason + "}"
 	case allTimeout, tryTimeout:
 		x.Flags |= exchange.UpstreamTimeout
 		x.Details = "response_timeout"

@@ -35,6 +35,8 @@ type hop interface {
 	spent() bool
 	// failure says what an error before the response's head means.
 	failure(err error, unsent bool) failure
+	// cut says why the response's body ended early.
+	cut() kind
 	// release ends the use of the way.
 	release(reusable bool)
 	SetDeadline(t time.Time) error

@@ -154,6 +154,8 @@ func (h *hop1) failure(err error, unsent bool) failure {
 	return f
 }
 
+func (h *hop1) cut() kind { return terminated }
+
 func (h *hop1) release(reusable bool) {
 	h.rd.Release()
 	h.Conn.Ended = h.call.x.End

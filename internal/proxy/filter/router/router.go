@@ -95,10 +95,22 @@ func callOf(x *exchange.Exchange) *call {
 	return c
 }
 
-// timeout returns what x-envoy-expected-rq-timeout-ms tells the upstream.
-func timeout(p *plan.Route, retry *route.Retry) time.Duration {
-	if retry != nil && retry.PerTry > 0 && (p.Timeout == 0 || retry.PerTry < p.Timeout) {
-		return retry.PerTry
+// timeoutOf returns how long a request may take, 0 for ever. A gRPC client says
+// itself how long it will wait, and gets no more than the route grants. Source:
+// Istio, which sets max_grpc_timeout to the route's timeout.
+func timeoutOf(q *exchange.Request, p *plan.Route) time.Duration {
+	if q.Header.Has(exchange.GRPCTimeout) && q.IsGRPC() {
+		if ms, ok := q.GRPCTimeout(); ok && (p.Timeout == 0 || ms < p.Timeout.Milliseconds()) {
+			return time.Duration(ms) * time.Millisecond
+		}
 	}
 	return p.Timeout
+}
+
+// expected returns what x-envoy-expected-rq-timeout-ms tells the upstream.
+func (c *call) expected() time.Duration {
+	if c.retry != nil && c.retry.PerTry > 0 && (c.timeout == 0 || c.retry.PerTry < c.timeout) {
+		return c.retry.PerTry
+	}
+	return c.timeout
 }

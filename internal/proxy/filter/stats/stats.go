@@ -45,9 +45,9 @@ func (o *observer) observe(x *exchange.Exchange) {
 		// At the edge strangers choose the authority, and inbound it says nothing.
 		k.Authority = exchange.View(clip(x.Request.Authority))
 	}
-	if isGRPC(x) {
+	if x.Request.IsGRPC() {
 		k.IsGRPC = true
-		k.GRPC = grpcStatus(x)
+		k.GRPC = x.Response.GRPCStatus
 	}
 	memo := x.Upstream.Handles
 	if o.cfg.Direction == plan.Inbound || memo == nil {
@@ -65,6 +65,9 @@ func (o *observer) observe(x *exchange.Exchange) {
 		memo.Put(k, m)
 	}
 	m.Observe(x.Duration(o.cfg.Now), x.RequestBytes, x.ResponseBytes)
+	if k.IsGRPC {
+		m.Messages(x.Request.Messages.N, x.Response.Messages.N)
+	}
 }
 
 // labels resolves all labels.
@@ -143,28 +146,3 @@ func (o *observer) service(l *telemetry.Labels, x *exchange.Exchange) {
 
 // clip bounds what a client can put into a label.
 func clip(b []byte) []byte { return b[:min(len(b), 253)] }
-
-// isGRPC reports whether the call is gRPC's by its content type.
-func isGRPC(x *exchange.Exchange) bool {
-	t := x.Request.Header.Get(exchange.ContentType)
-	const grpc = "application/grpc"
-	return exchange.HasPrefixFold(t, grpc) && (len(t) == len(grpc) || t[len(grpc)] == '+' || t[len(grpc)] == ';')
-}
-
-// grpcStatus returns the status from the response's header as a constant string.
-func grpcStatus(x *exchange.Exchange) string {
-	switch s := x.Response.Header.Get(exchange.GRPCStatus); len(s) {
-	case 1:
-		if '0' <= s[0] && s[0] <= '9' {
-			return codes[s[0]-'0' : s[0]-'0'+1]
-		}
-	case 2:
-		if s[0] == '1' && '0' <= s[1] && s[1] <= '6' {
-			i := 10 + 2*(s[1]-'0')
-			return codes[i : i+2]
-		}
-	}
-	return ""
-}
-
-const codes = "0123456789" + "10111213141516"
