@@ -48,6 +48,7 @@ func (s *scope) cluster(d *destination, p *model.Port, subset *networking.Subset
 		TLS:            s.clientTLS(d, p, subset.GetName(), policy),
 		Service:        plan.ServiceRef{Host: string(d.Host), Name: d.Name, Namespace: d.Namespace},
 	}
+	s.speak(c, p, policy)
 	if !d.Kubernetes {
 		// A ServiceEntry's own name says nothing about the host.
 		c.Service.Name = string(d.Host)
@@ -89,6 +90,37 @@ func (s *scope) cluster(d *destination, p *model.Port, subset *networking.Subset
 	}
 	return c
 }
+
+// speak decides which version of HTTP a cluster is spoken to in. Where nobody
+// declares one, a sidecar speaks as the client did; a gateway has no way to know what
+// its clients' choice means to the server.
+// Source: Istio, setUpstreamProtocol, applyConnectionPool and shouldH2Upgrade.
+func (s *scope) speak(c *plan.Cluster, p *model.Port, policy *networking.TrafficPolicy) {
+	http := policy.GetConnectionPool().GetHttp()
+	upgrade := s.mesh.UpgradeToHTTP2 && p.Protocol == model.HTTP
+	switch http.GetH2UpgradePolicy() {
+	case networking.ConnectionPoolSettings_HTTPSettings_UPGRADE:
+		upgrade = true
+	case networking.ConnectionPoolSettings_HTTPSettings_DO_NOT_UPGRADE:
+		upgrade = false
+	}
+	switch {
+	case s.class == GRPC: // it has its own codec
+	case http.GetUseClientProtocol(), p.Protocol == model.Auto && s.class == Sidecar:
+		c.Protocol = plan.ClientProtocol
+	case upgrade, isHTTP2(p.Protocol):
+		c.Protocol = plan.HTTP2
+	}
+	if t := c.TLS; t == nil || c.Protocol != plan.HTTP2 {
+		return
+	} else if slices.Equal(t.ALPN, meshTCP) {
+		t.ALPN = meshTCPWithHTTP2
+	} else if len(t.ALPN) == 0 {
+		t.ALPN = []string{"h2"}
+	}
+}
+
+func isHTTP2(p model.Protocol) bool { return p == model.HTTP2 || p == model.GRPC }
 
 // discovery tells how a cluster finds its endpoints. At the edge nobody has
 // dialled an address of the mesh, so endpoints must be known.
@@ -211,6 +243,7 @@ func (s *scope) passthroughCluster() *plan.Cluster {
 		Discovery:      plan.OriginalDst,
 		Balancing:      plan.ClusterProvided,
 		ConnectTimeout: s.mesh.ConnectTimeout,
+		Protocol:       plan.ClientProtocol,
 	}
 }
 

@@ -49,16 +49,11 @@ const (
 
 // kindOf says what becomes of a server. One that would end TLS is not served: it
 // needs certificates that proxies cannot get yet, and a port that refuses is
-// better than one that fails every handshake. The same holds for HTTP/2, unless
-// the proxy handles it.
-func kindOf(in *networking.Server, http2 bool) serverKind {
+// better than one that fails every handshake.
+func kindOf(in *networking.Server) serverKind {
 	switch strings.ToUpper(in.GetPort().GetProtocol()) {
-	case "HTTP", "HTTP_PROXY":
+	case "HTTP", "HTTP_PROXY", "HTTP2", "GRPC", "GRPC-WEB":
 		return httpServer
-	case "HTTP2", "GRPC", "GRPC-WEB":
-		if http2 {
-			return httpServer
-		}
 	case "HTTPS", "TLS":
 		switch in.GetTls().GetMode() {
 		case networking.ServerTLSSettings_PASSTHROUGH:
@@ -88,7 +83,7 @@ func edgeOf(w *model.World, p *Proxy) *edge {
 	instances := w.InstancesOf(wl)
 	for _, g := range w.GatewaysFor(wl.Labels, instances) {
 		for _, s := range g.Spec.Servers {
-			kind := kindOf(s, p.HTTP2)
+			kind := kindOf(s)
 			if kind == unserved {
 				continue
 			}
@@ -399,7 +394,7 @@ func (v *View) autoChains(servers []server) (chains []*plan.FilterChain, cluster
 				}
 				clusters = append(clusters, c)
 				chain := &plan.FilterChain{
-					Match: plan.ChainMatch{ServerNames: []string{strings.ToLower(c.Name)}, ALPN: meshAny()},
+					Match: plan.ChainMatch{ServerNames: []string{strings.ToLower(c.Name)}, ALPN: slices.Clone(meshAny)},
 					TCP:   v.scope.tcpChain(c.Name, to(c.Name), d, p),
 				}
 				chain.TCP.PeerExchange = false // what is in the connection is not for us

@@ -117,8 +117,6 @@ func parseProxy(t *testing.T, w *model.World, text string) *compile.Proxy {
 		switch k {
 		case "dns":
 			p.DNSCapture = true
-		case "http2":
-			p.HTTP2 = true
 		case "proxied":
 			p.ProxyProtocol = true
 		case "ip":

@@ -13,7 +13,6 @@ import (
 // ports it serves and what it demands of callers.
 type inbound struct {
 	mesh   *model.Mesh
-	http2  bool
 	local  netip.Addr // source of connections to the workload
 	ports  []served   // by target
 	mtls   model.MTLS
@@ -34,7 +33,6 @@ func inboundOf(w *model.World, p *Proxy, s *scope) *inbound {
 	wl := self(w, p)
 	in := &inbound{
 		mesh:   w.Mesh(),
-		http2:  p.HTTP2,
 		local:  loopback(wl.IPs),
 		mtls:   w.MTLS(wl.Namespace, wl.Labels),
 		access: accessOf(w, wl),
@@ -58,7 +56,6 @@ func inboundOf(w *model.World, p *Proxy, s *scope) *inbound {
 func (in *inbound) seal() {
 	p := model.NewPrinter()
 	p.Print(in.mesh.Print)
-	p.Flag(in.http2)
 	p.Text(in.local.String())
 	p.Number(uint64(in.mtls.Mode))
 	for _, port := range sortedPorts(in.mtls.Ports) {
@@ -92,7 +89,7 @@ func (in *inbound) listener() *plan.Listener {
 		}},
 	}
 	for _, s := range in.ports {
-		h, mode := speaks(s.port.Protocol, in.http2), in.mtls.Port(s.target)
+		h, mode := speaks(s.port.Protocol), in.mtls.Port(s.target)
 		l.Chains = append(l.Chains, in.chains(s.target, h, mode, &s)...)
 		if h != asAuto {
 			// Nothing depends on whether the bytes are HTTP.
@@ -117,7 +114,7 @@ func (in *inbound) listener() *plan.Listener {
 // no service names, and port 0 means all of these.
 func (in *inbound) chains(port uint16, h handling, mode model.MTLSMode, s *served) []*plan.FilterChain {
 	var out []*plan.FilterChain
-	for _, o := range inboundOptions(h, mode, in.http2) {
+	for _, o := range inboundOptions(h, mode) {
 		c := &plan.FilterChain{
 			Name:  "0.0.0.0_" + strconv.Itoa(int(port)),
 			Match: plan.ChainMatch{DestinationPort: port, Transport: o.transport, ALPN: o.alpn},
@@ -190,13 +187,20 @@ func (in *inbound) clusters() []*plan.Cluster {
 		c := in.cluster(inboundName(s.target))
 		s.pool.apply(c)
 		c.Service = plan.ServiceRef{Host: s.host, Name: s.name, Namespace: s.namespace}
+		switch {
+		case isHTTP2(s.port.Protocol):
+			c.Protocol = plan.HTTP2
+		case s.port.Protocol != model.Auto:
+			c.Protocol = plan.HTTP1
+		}
 		out = append(out, c)
 	}
 	return append(out, in.cluster(inboundPassthroughName))
 }
 
 // cluster reaches the workload at the address that the caller dialled, from a
-// source address by which redirection lets the connection pass.
+// source address by which redirection lets the connection pass. What the workload
+// speaks is what it is spoken to in, unless a service says it.
 func (in *inbound) cluster(name string) *plan.Cluster {
 	return &plan.Cluster{
 		Name:           name,
@@ -204,6 +208,7 @@ func (in *inbound) cluster(name string) *plan.Cluster {
 		Balancing:      plan.ClusterProvided,
 		ConnectTimeout: in.mesh.ConnectTimeout,
 		BindAddress:    in.local,
+		Protocol:       plan.ClientProtocol,
 	}
 }
 

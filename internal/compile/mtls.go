@@ -17,32 +17,16 @@ const (
 )
 
 // ALPN by which sidecars tell each other that a TLS connection is theirs, and
-// what is in it. Source: Istio, util.ALPNInMesh and istio.alpn.
+// what is in it: requests that proxies handle as such, or bytes.
+// Source: Istio, util.ALPNInMesh and istio.alpn.
 var (
-	meshHTTP1 = []string{"istio-http/1.0", "istio-http/1.1"}
-	meshHTTP2 = "istio-h2"
-	meshTCP   = []string{"istio-peer-exchange", "istio"}
+	meshHTTP = []string{"istio-http/1.0", "istio-http/1.1", "istio-h2"}
+	meshTCP  = []string{"istio-peer-exchange", "istio"}
+	meshAny  = slices.Concat(meshTCP, meshHTTP)
+	// meshTCPWithHTTP2 is what Envoy offers before it knows which of a cluster's
+	// connections will carry what, for clusters of HTTP/2.
+	meshTCPWithHTTP2 = append(slices.Clone(meshTCP), "h2")
 )
-
-// meshHTTP are the ALPN of requests that the proxy handles as such.
-func meshHTTP(http2 bool) []string {
-	if http2 {
-		return append(slices.Clone(meshHTTP1), meshHTTP2)
-	}
-	return meshHTTP1
-}
-
-// meshBytes are those of everything else from a sidecar: also of requests that
-// the proxy cannot handle as such.
-func meshBytes(http2 bool) []string {
-	if http2 {
-		return meshTCP
-	}
-	return append(slices.Clone(meshTCP), meshHTTP2)
-}
-
-// meshAny are all ALPN that a sidecar sends.
-func meshAny() []string { return slices.Concat(meshTCP, meshHTTP1, []string{meshHTTP2}) }
 
 // option is one way in which callers may reach a port.
 type option struct {
@@ -59,9 +43,9 @@ type option struct {
 // bytes: a sidecar's, by its ALPN; plain text; and TLS of the application's own,
 // which is passed on as it is, except on HTTP ports, where it would be an error.
 // Source: Istio, getFilterChainMatchOptions.
-func inboundOptions(h handling, mode model.MTLSMode, http2 bool) []option {
+func inboundOptions(h handling, mode model.MTLSMode) []option {
 	mutual := func(alpn []string, http bool) option { return option{plan.TLSTransport, alpn, true, http} }
-	plainHTTP := option{plan.RawBuffer, httpALPN(http2), false, true}
+	plainHTTP := option{plan.RawBuffer, httpALPN, false, true}
 	plainTCP := option{plan.RawBuffer, nil, false, false}
 	foreignTLS := option{plan.TLSTransport, nil, false, false}
 	anything := option{plan.AnyTransport, nil, false, h == asHTTP}
@@ -69,17 +53,17 @@ func inboundOptions(h handling, mode model.MTLSMode, http2 bool) []option {
 	switch mode {
 	case model.Strict:
 		if h == asAuto {
-			return []option{mutual(meshHTTP(http2), true), mutual(nil, false)}
+			return []option{mutual(meshHTTP, true), mutual(nil, false)}
 		}
 		return []option{mutual(nil, h == asHTTP)}
 	case model.Permissive:
 		switch h {
 		case asHTTP:
-			return []option{mutual(meshAny(), true), {plan.RawBuffer, nil, false, true}}
+			return []option{mutual(meshAny, true), {plan.RawBuffer, nil, false, true}}
 		case asAuto:
-			return []option{mutual(meshHTTP(http2), true), plainHTTP, mutual(meshBytes(http2), false), plainTCP, foreignTLS}
+			return []option{mutual(meshHTTP, true), plainHTTP, mutual(meshTCP, false), plainTCP, foreignTLS}
 		}
-		return []option{mutual(meshAny(), false), foreignTLS, plainTCP}
+		return []option{mutual(meshAny, false), foreignTLS, plainTCP}
 	}
 	if h == asAuto {
 		return []option{plainHTTP, anything}
@@ -98,12 +82,9 @@ func (in *inbound) serverTLS(http bool) *plan.ServerTLS {
 		TrustDomains: append([]string{in.mesh.TrustDomain}, in.mesh.TrustDomainAliases...),
 	}
 	if http {
-		t.ALPN = []string{"istio-http/1.1", "istio-http/1.0", "http/1.1", "istio"}
-		if in.http2 {
-			t.ALPN = append([]string{meshHTTP2, "h2"}, t.ALPN...)
-		}
+		t.ALPN = []string{"istio-h2", "h2", "istio-http/1.1", "istio-http/1.0", "http/1.1", "istio"}
 	} else {
-		t.ALPN = append(meshAny(), "h2", "http/1.1")
+		t.ALPN = append(slices.Clone(meshAny), "h2", "http/1.1")
 	}
 	return t
 }

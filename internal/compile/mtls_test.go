@@ -8,35 +8,29 @@ import (
 	"github.com/heddle-mesh/heddle/internal/plan"
 )
 
-// alpnOffers are what callers offer: sidecars for bytes and for requests, and
-// Envoy for requests over HTTP/2.
+// alpnOffers are what callers offer for bytes and for requests.
 var alpnOffers = [][]string{meshTCP, {"istio-http/1.1"}, {"istio-http/1.0"}, {"istio-h2"}}
 
 // TestEveryChainThatASidecarReachesAgreesOnALPN holds what Go's TLS asks for: a
 // server that names protocols refuses a client that offers none of them.
 func TestEveryChainThatASidecarReachesAgreesOnALPN(t *testing.T) {
-	for _, http2 := range []bool{false, true} {
-		in := &inbound{mesh: &model.Mesh{TrustDomain: "td"}, http2: http2}
-		for _, h := range []handling{asTCP, asTLS, asHTTP, asAuto} {
-			for _, mode := range []model.MTLSMode{model.Permissive, model.Strict} {
-				for _, offer := range alpnOffers {
-					if !http2 && h == asHTTP && offer[0] == "istio-h2" {
-						continue // a port of HTTP/1.1 cannot take HTTP/2
+	in := &inbound{mesh: &model.Mesh{TrustDomain: "td"}}
+	for _, h := range []handling{asTCP, asTLS, asHTTP, asAuto} {
+		for _, mode := range []model.MTLSMode{model.Permissive, model.Strict} {
+			for _, offer := range alpnOffers {
+				var chain *plan.FilterChain
+				for _, c := range in.chains(80, h, mode, nil) {
+					m := c.Match
+					if m.Transport == plan.TLSTransport && (len(m.ALPN) == 0 && chain == nil || slices.ContainsFunc(offer, func(o string) bool { return slices.Contains(m.ALPN, o) })) {
+						chain = c
 					}
-					var chain *plan.FilterChain
-					for _, c := range in.chains(80, h, mode, nil) {
-						m := c.Match
-						if m.Transport == plan.TLSTransport && (len(m.ALPN) == 0 && chain == nil || slices.ContainsFunc(offer, func(o string) bool { return slices.Contains(m.ALPN, o) })) {
-							chain = c
-						}
-					}
-					if chain == nil || chain.TLS == nil {
-						t.Errorf("http2 %v, %v, %s: no chain ends a sidecar's TLS with %q", http2, h, mode, offer)
-						continue
-					}
-					if !slices.ContainsFunc(offer, func(o string) bool { return slices.Contains(chain.TLS.ALPN, o) }) {
-						t.Errorf("http2 %v, %v, %s: the chain agrees to %q, and %q was offered", http2, h, mode, chain.TLS.ALPN, offer)
-					}
+				}
+				if chain == nil || chain.TLS == nil {
+					t.Errorf("%v, %s: no chain ends a sidecar's TLS with %q", h, mode, offer)
+					continue
+				}
+				if !slices.ContainsFunc(offer, func(o string) bool { return slices.Contains(chain.TLS.ALPN, o) }) {
+					t.Errorf("%v, %s: the chain agrees to %q, and %q was offered", h, mode, chain.TLS.ALPN, offer)
 				}
 			}
 		}

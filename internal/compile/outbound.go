@@ -35,18 +35,11 @@ const (
 	asAuto                 // whichever the first bytes show
 )
 
-// speaks says how a proxy treats a protocol. This is the one place that knows
-// that Heddle's proxy handles HTTP/1.1 only: without http2, ports that carry
-// HTTP/2 are bytes to it. They work so, with mutual TLS, but without routes.
-func speaks(p model.Protocol, http2 bool) handling {
+// speaks says how a proxy treats a protocol.
+func speaks(p model.Protocol) handling {
 	switch p {
-	case model.HTTP:
+	case model.HTTP, model.HTTP2, model.GRPC:
 		return asHTTP
-	case model.HTTP2, model.GRPC:
-		if http2 {
-			return asHTTP
-		}
-		return asTCP
 	case model.TLS:
 		return asTLS
 	case model.Auto:
@@ -61,20 +54,14 @@ func (s *scope) handling(p *model.Port) handling {
 	if s.class == GRPC && p.Protocol != model.TCP && p.Protocol != model.TLS {
 		return asHTTP
 	}
-	return speaks(p.Protocol, s.http2)
+	return speaks(p.Protocol)
 }
 
 // requests reports whether requests on a port are routed.
 func (h handling) requests() bool { return h == asHTTP || h == asAuto }
 
-// httpALPN are what the HTTP look finds on plain text. Bytes of HTTP/2 are for
-// the next chain if the proxy cannot handle them.
-func httpALPN(http2 bool) []string {
-	if http2 {
-		return []string{"http/1.1", "h2c"}
-	}
-	return []string{"http/1.1"}
-}
+// httpALPN are what the HTTP look finds on plain text.
+var httpALPN = []string{"http/1.1", "h2c"}
 
 // binding collects what shares an address and port.
 type binding struct {
@@ -236,7 +223,7 @@ func (b *binding) listener(s *scope) *plan.Listener {
 	if b.http != nil {
 		l.Inspect.TLS, l.Inspect.HTTP = true, true
 		l.Chains = append([]*plan.FilterChain{{
-			Match: plan.ChainMatch{Transport: plan.RawBuffer, ALPN: httpALPN(s.http2)},
+			Match: plan.ChainMatch{Transport: plan.RawBuffer, ALPN: httpALPN},
 			HTTP:  b.http,
 		}}, l.Chains...)
 	}

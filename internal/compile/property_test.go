@@ -160,7 +160,7 @@ func proxies() []*compile.Proxy {
 			for i := 1; i <= 2; i++ {
 				out = append(out, &compile.Proxy{
 					Namespace: ns, IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 0, byte(i)})},
-					Labels: map[string]string{"app": "a", "version": v}, DNSCapture: v == "v2", HTTP2: i == 2,
+					Labels: map[string]string{"app": "a", "version": v}, DNSCapture: v == "v2",
 				})
 			}
 		}

@@ -28,9 +28,6 @@ type Proxy struct {
 	// ProxyProtocol says that what its callers send begins with the PROXY
 	// protocol's header: gatewayTopology of its own configuration.
 	ProxyProtocol bool
-	// HTTP2 says that the proxy handles HTTP/2: Envoy does, Heddle's own does not
-	// yet. See speaks.
-	HTTP2 bool
 	// Asked holds, for GRPC only, the listener names the client subscribed to.
 	Asked []string
 }

@@ -33,7 +33,6 @@ type scopeKey struct {
 	class     Class
 	namespace string
 	capture   bool
-	http2     bool
 	callers   string // the labels that some rule asks for, as text
 	at        model.Locality
 }
@@ -74,7 +73,7 @@ func scopeFor(w *model.World, p *Proxy) *scope {
 			text.WriteString(k + "=" + v + ",")
 		}
 	}
-	key := scopeKey{p.Class, p.Namespace, p.DNSCapture, p.HTTP2, text.String(), model.Locality{}}
+	key := scopeKey{p.Class, p.Namespace, p.DNSCapture, text.String(), model.Locality{}}
 	if near.used {
 		key.at = self(w, p).Locality
 	}
@@ -160,7 +159,6 @@ func (s *scope) seal() {
 	p.Number(uint64(s.class))
 	p.Text(s.namespace, s.domain, s.callers, s.at.Region, s.at.Zone, s.at.SubZone)
 	p.Flag(s.capture)
-	p.Flag(s.http2)
 	p.Print(s.mesh.Print)
 	p.Number(uint64(len(s.services)))
 	for _, d := range s.services {

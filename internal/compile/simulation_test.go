@@ -111,7 +111,7 @@ func (s *simulation) plan(t *testing.T) *plan.Plan {
 	w, _ := model.NewBuilder(model.Options{}).Apply(batchOf(objects))
 
 	in := s.Env.Proxy
-	p := &compile.Proxy{ID: in.ID, Namespace: in.ConfigNamespace, Labels: in.Labels, HTTP2: true}
+	p := &compile.Proxy{ID: in.ID, Namespace: in.ConfigNamespace, Labels: in.Labels}
 	if in.Type == "router" {
 		p.Class = compile.Gateway
 	}

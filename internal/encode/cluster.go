@@ -44,7 +44,7 @@ func cluster(c *plan.Cluster, forGRPC bool) *clusterv3.Cluster {
 	if c.ConnectTimeout > 0 {
 		out.ConnectTimeout = durationpb.New(c.ConnectTimeout)
 	}
-	if c.MaxPerConn > 0 || c.IdleTimeout > 0 || c.MaxConnAge > 0 || c.Outlier != nil && len(c.Outlier.Codes) > 0 {
+	if c.MaxPerConn > 0 || c.IdleTimeout > 0 || c.MaxConnAge > 0 || c.Protocol != plan.HTTP1 || c.Outlier != nil && len(c.Outlier.Codes) > 0 {
 		out.TypedExtensionProtocolOptions = httpOptions(c)
 	}
 	if c.BindAddress.IsValid() {
@@ -280,15 +280,29 @@ func httpOptions(c *plan.Cluster) map[string]*anypb.Any {
 	if c.MaxConnAge > 0 {
 		common.MaxConnectionDuration = durationpb.New(c.MaxConnAge)
 	}
-	return map[string]*anypb.Any{httpOptionsName: pack(&httpoptionsv3.HttpProtocolOptions{
-		CommonHttpProtocolOptions: common,
-		OutlierDetection:          errorCodes(c.Outlier),
-		UpstreamProtocolOptions: &httpoptionsv3.HttpProtocolOptions_ExplicitHttpConfig_{
-			ExplicitHttpConfig: &httpoptionsv3.HttpProtocolOptions_ExplicitHttpConfig{
-				ProtocolConfig: &httpoptionsv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{},
+	out := &httpoptionsv3.HttpProtocolOptions{CommonHttpProtocolOptions: common, OutlierDetection: errorCodes(c.Outlier)}
+	explicit := func(config *httpoptionsv3.HttpProtocolOptions_ExplicitHttpConfig) {
+		out.UpstreamProtocolOptions = &httpoptionsv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: config}
+	}
+	// Extended CONNECT, by which WebSocket goes over HTTP/2.
+	http2 := &corev3.Http2ProtocolOptions{AllowConnect: true}
+	switch c.Protocol {
+	case plan.HTTP1:
+		explicit(&httpoptionsv3.HttpProtocolOptions_ExplicitHttpConfig{
+			ProtocolConfig: &httpoptionsv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{},
+		})
+	case plan.HTTP2:
+		explicit(&httpoptionsv3.HttpProtocolOptions_ExplicitHttpConfig{
+			ProtocolConfig: &httpoptionsv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: http2},
+		})
+	case plan.ClientProtocol:
+		out.UpstreamProtocolOptions = &httpoptionsv3.HttpProtocolOptions_UseDownstreamProtocolConfig{
+			UseDownstreamProtocolConfig: &httpoptionsv3.HttpProtocolOptions_UseDownstreamHttpConfig{
+				HttpProtocolOptions: &corev3.Http1ProtocolOptions{}, Http2ProtocolOptions: http2,
 			},
-		},
-	})}
+		}
+	}
+	return map[string]*anypb.Any{httpOptionsName: pack(out)}
 }
 
 // clusterMetadata is where Istio puts the rule behind a cluster and the services

@@ -111,9 +111,9 @@ func proxiesOf(w *model.World) []*compile.Proxy {
 	}
 	var out []*compile.Proxy
 	for _, p := range base {
-		envoy := p
-		envoy.ID, envoy.HTTP2, envoy.DNSCapture = "envoy "+p.ID, true, true
-		out = append(out, &p, &envoy)
+		capturing := p
+		capturing.ID, capturing.DNSCapture = "capturing "+p.ID, true
+		out = append(out, &p, &capturing)
 	}
 	return out
 }

@@ -16,8 +16,10 @@ type Mesh struct {
 	TrustDomainAliases []string
 	RootNamespace      string
 	// RegistryOnly refuses calls to what the mesh does not know.
-	RegistryOnly             bool
-	AutoMTLS                 bool
+	RegistryOnly bool
+	AutoMTLS     bool
+	// UpgradeToHTTP2 makes sidecars speak HTTP/2 to ports of HTTP/1.1.
+	UpgradeToHTTP2           bool
 	AccessLogFile            string
 	ConnectTimeout           time.Duration
 	ProtocolDetectionTimeout time.Duration
@@ -64,6 +66,7 @@ func newMesh(opts Options, cm *config.Object) *Mesh {
 		TrustDomainAliases:       in.TrustDomainAliases,
 		RootNamespace:            or(in.RootNamespace, opts.RootNamespace),
 		AutoMTLS:                 in.EnableAutoMtls == nil || in.EnableAutoMtls.Value,
+		UpgradeToHTTP2:           in.H2UpgradePolicy == meshconfig.MeshConfig_UPGRADE,
 		AccessLogFile:            in.AccessLogFile,
 		ConnectTimeout:           connectTimeout,
 		ProtocolDetectionTimeout: duration(in.ProtocolDetectionTimeout),
@@ -91,6 +94,7 @@ func newMesh(opts Options, cm *config.Object) *Mesh {
 	p.Flag(m.RegistryOnly)
 	p.Flag(m.AutoMTLS)
 	p.Flag(m.ProxyProtocol)
+	p.Flag(m.UpgradeToHTTP2)
 	p.Number(uint64(m.ConnectTimeout))
 	p.Number(uint64(m.ProtocolDetectionTimeout))
 	p.Number(uint64(m.GatewayHops)<<32 | uint64(m.GatewayClientCert))

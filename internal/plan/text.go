@@ -430,6 +430,8 @@ func (b Balancing) String() string {
 	return [...]string{"least-request", "round-robin", "random", "provided", "ring-hash", "maglev", "peak-ewma"}[b]
 }
 
+func (p Protocol) String() string { return [...]string{"http/1.1", "http/2", "http-as-client"}[p] }
+
 // usualConnect is the connect timeout that goes without saying.
 const usualConnect = 10 * time.Second
 
@@ -442,6 +444,7 @@ func (c *Cluster) String() string {
 	}
 	w.addIf(c.Balancing != LeastRequest && c.Balancing != ClusterProvided, "%s", c.Balancing)
 	w.addIf(c.ConnectTimeout != usualConnect, "connect=%s", c.ConnectTimeout)
+	w.addIf(c.Protocol != HTTP1, "%s", c.Protocol)
 	w.addIf(c.MaxConnections > 0, "max-connections=%d", c.MaxConnections)
 	w.addIf(c.MaxPending > 0, "max-pending=%d", c.MaxPending)
 	w.addIf(c.MaxRequests > 0, "max-requests=%d", c.MaxRequests)

@@ -14,8 +14,8 @@ import (
 	"github.com/heddle-mesh/heddle/internal/proxy/tcp"
 )
 
-// httpOrBytes serves HTTP/1, and what turns out to be something else, such as
-// HTTP/2, as bytes: it gets where it would have gone without a proxy.
+// httpOrBytes serves HTTP, and what turns out to be something else as bytes: it gets
+// where it would have gone without a proxy.
 type httpOrBytes struct {
 	http  *filter.Server
 	bytes *tcp.Proxy

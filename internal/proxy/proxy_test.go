@@ -282,7 +282,7 @@ func serverPlan() *plan.Plan {
 			Inspect: plan.Inspect{TLS: true, HTTP: true},
 			Chains: []*plan.FilterChain{
 				{Name: "0.0.0.0_8080", Match: plan.ChainMatch{DestinationPort: 8080, Transport: plan.TLSTransport}, TLS: secure, HTTP: inbound()},
-				{Name: "0.0.0.0_8080", Match: plan.ChainMatch{DestinationPort: 8080, Transport: plan.RawBuffer, ALPN: []string{"http/1.0", "http/1.1", "h2c"}}, HTTP: inbound()},
+				{Name: "0.0.0.0_8080", Match: plan.ChainMatch{DestinationPort: 8080, Transport: plan.RawBuffer}, HTTP: inbound()},
 			},
 		}},
 		Clusters: []*plan.Cluster{{
@@ -657,11 +657,11 @@ func TestBytesThatAreNotHTTPPassThroughAnHTTPChain(t *testing.T) {
 		}()
 		m.settle()
 		c := must(m.pods["client"].Proxy().Dial(t.Context(), netip.Addr{}, netip.MustParseAddrPort("10.1.0.2:8080")))(t)
-		const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-		io.WriteString(c, preface)
-		b := make([]byte, len(preface))
-		if _, err := io.ReadFull(c, b); err != nil || string(b) != preface {
-			t.Errorf("%q, %v, want the preface echoed by the server", b, err)
+		const bytes = "\x00neither version of HTTP begins so"
+		io.WriteString(c, bytes)
+		b := make([]byte, len(bytes))
+		if _, err := io.ReadFull(c, b); err != nil || string(b) != bytes {
+			t.Errorf("%q, %v, want the bytes echoed by the server", b, err)
 		}
 		c.Close()
 		m.settle()

@@ -149,7 +149,7 @@ func trafficPolicy(at string) []string {
 		// Names are checked only where the mode acts.
 		[]string{"loadBalancer.simple", "tls.mode=DISABLE|ISTIO_MUTUAL", "tls.sni", "tls.subjectAltNames"},
 		under("connectionPool.tcp", "maxConnections", "connectTimeout"),
-		under("connectionPool.http", "http1MaxPendingRequests", "http2MaxRequests", "maxRequestsPerConnection", "idleTimeout"),
+		under("connectionPool.http", "http1MaxPendingRequests", "http2MaxRequests", "maxRequestsPerConnection", "idleTimeout", "h2UpgradePolicy", "useClientProtocol"),
 	)
 	return slices.Concat(
 		under(at, settings...),
@@ -166,7 +166,7 @@ var meshConfig = sync.OnceValue(func() *Kind {
 			"trustDomain", "trustDomainAliases", "rootNamespace", "enableAutoMtls",
 			"outboundTrafficPolicy.mode=ALLOW_ANY|REGISTRY_ONLY",
 			"defaultConfig.gatewayTopology.numTrustedProxies", "defaultConfig.gatewayTopology.forwardClientCertDetails",
-			"accessLogFile", "connectTimeout", "protocolDetectionTimeout",
+			"accessLogFile", "connectTimeout", "protocolDetectionTimeout", "h2UpgradePolicy",
 			"defaultHttpRetryPolicy.attempts", "defaultHttpRetryPolicy.perTryTimeout", "defaultHttpRetryPolicy.retryOn",
 			"defaultHttpRetryPolicy.retryIgnorePreviousHosts",
 			"defaultConfig.gatewayTopology.proxyProtocol", "defaultServiceExportTo", "defaultVirtualServiceExportTo", "defaultDestinationRuleExportTo",

@@ -362,8 +362,17 @@ func (r *reader) httpOptions(m *clusterv3.Cluster, c *plan.Cluster) {
 		if d := o.GetOutlierDetection(); d != nil && c.Outlier != nil {
 			c.Outlier.Codes = r.errorCodes(join(at, "outlier_detection.error_matcher"), d.GetErrorMatcher())
 		}
-		if e := o.GetExplicitHttpConfig(); e != nil && e.GetHttpProtocolOptions() == nil {
-			r.fail(join(at, "explicit_http_config"), "asks for another protocol than HTTP/1.1")
+		// The options of each version are limits and times of a connection, for which
+		// the proxy has its own.
+		switch e := o.GetExplicitHttpConfig(); {
+		case o.GetUseDownstreamProtocolConfig() != nil:
+			c.Protocol = plan.ClientProtocol
+		case e == nil, e.GetHttpProtocolOptions() != nil:
+			c.Protocol = plan.HTTP1
+		case e.GetHttp2ProtocolOptions() != nil:
+			c.Protocol = plan.HTTP2
+		default:
+			r.fail(join(at, "explicit_http_config"), "asks for another protocol than HTTP/1.1 and HTTP/2")
 		}
 		common := o.GetCommonHttpProtocolOptions()
 		r.only(join(at, "common_http_protocol_options"), common, "max_requests_per_connection", "idle_timeout",

@@ -34,7 +34,6 @@ func proxyOf(n *corev3.Node) (*compile.Proxy, error) {
 		ClusterID:      text("CLUSTER_ID"),
 		Labels:         labels(meta["LABELS"]),
 		DNSCapture:     isTrue(meta["DNS_CAPTURE"]),
-		HTTP2:          n.GetUserAgentName() == "envoy",
 	}
 	topology := meta["PROXY_CONFIG"].GetStructValue().GetFields()["gatewayTopology"].GetStructValue().GetFields()
 	p.ProxyProtocol = topology["proxyProtocol"].GetStructValue() != nil

@@ -569,11 +569,6 @@ func TestWhoMayAskAsWhom(t *testing.T) {
 }
 
 func TestProxyOf(t *testing.T) {
-	envoy := nodeOf("sidecar~10.0.0.1~a.b~c", nil)
-	envoy.UserAgentName = "envoy"
-	if p, err := proxyOf(envoy); err != nil || !p.HTTP2 {
-		t.Errorf("an Envoy speaks HTTP/2, got %+v, %v", p, err)
-	}
 	p, err := proxyOf(nodeOf("router~10.0.0.1~gw-1.x.istio-system~istio-system.svc.cluster.local", map[string]any{
 		"INSTANCE_IPS": "10.0.0.2,10.0.0.1,fd00::1", "LABELS": map[string]any{"app": "gw"}, "CLUSTER_ID": "Kubernetes",
 		"DNS_CAPTURE": "true", "SERVICE_ACCOUNT": "gw",
@@ -582,7 +577,7 @@ func TestProxyOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	if p.Class != compile.Gateway || p.ID != "gw-1.x.istio-system" || p.Namespace != "istio-system" || p.Labels["app"] != "gw" ||
-		!p.DNSCapture || p.HTTP2 || p.ServiceAccount != "gw" || p.ClusterID != "Kubernetes" {
+		!p.DNSCapture || p.ServiceAccount != "gw" || p.ClusterID != "Kubernetes" {
 		t.Errorf("got %+v", p)
 	}
 	if got := fmt.Sprint(p.IPs); got != "[10.0.0.2 10.0.0.1 fd00::1]" {
