@@ -18,6 +18,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"sort"
 	"strconv"
@@ -45,13 +46,20 @@ type Result struct {
 	Reply  *Reply            `json:"reply,omitempty"` // if an echo server answered
 	Body   string            `json:"body,omitempty"`  // otherwise, or for TCP
 	Bytes  int64             `json:"bytes"`
-	Error  string            `json:"error,omitempty"` // "refused", "reset", "eof", "timeout", or the text
+	// Code is the status of a gRPC call, by name, and Messages how many came back of a
+	// call or a WebSocket.
+	Code     string `json:"code,omitempty"`
+	Messages int    `json:"messages,omitempty"`
+	Error    string `json:"error,omitempty"` // "refused", "reset", "eof", "timeout", or the text
 }
 
 // Server answers on some ports until its context ends.
 type Server struct {
-	Pod    string
-	Ports  []string // "http:8080", "tcp:9000", "tls:443", "greet:5432": the last speaks first
+	Pod string
+	// Ports are "http:8080", "h2:8081" (cleartext HTTP/2 and nothing else),
+	// "grpc:9090", "tcp:9000", "tls:443", "greet:5432": the last speaks first. http
+	// takes WebSocket.
+	Ports  []string
 	Listen func(ctx context.Context, port uint16) (net.Listener, error)
 }
 
@@ -69,10 +77,10 @@ func (s Server) Run(ctx context.Context) error {
 			return fmt.Errorf("echo: port %q is not of the form kind:number", p)
 		}
 		serve, ok := map[string]func(context.Context, net.Listener) error{
-			"http": s.serveHTTP, "tcp": s.serveTCP, "tls": s.serveTCP, "greet": s.serveTCP,
+			"http": s.serveHTTP, "h2": s.serveHTTP2, "grpc": s.serveGRPC, "tcp": s.serveTCP, "tls": s.serveTCP, "greet": s.serveTCP,
 		}[kind]
 		if !ok {
-			return fmt.Errorf("echo: port %q: %s is none of http, tcp, tls, greet", p, kind)
+			return fmt.Errorf("echo: port %q: %s is none of http, h2, grpc, tcp, tls, greet", p, kind)
 		}
 		l, err := s.Listen(ctx, uint16(port))
 		if err != nil {
@@ -106,8 +114,22 @@ func (s Server) Run(ctx context.Context) error {
 // the answer: x-echo-status, x-echo-delay (a duration), x-echo-size (bytes of
 // body instead of the Reply), x-echo-close (drops the connection).
 func (s Server) serveHTTP(ctx context.Context, l net.Listener) error {
-	srv := &http.Server{BaseContext: func(net.Listener) context.Context { return ctx }}
+	return s.serveRequests(ctx, l, func(p *http.Protocols) { p.SetHTTP1(true) })
+}
+
+// serveHTTP2 is serveHTTP for HTTP/2 alone.
+func (s Server) serveHTTP2(ctx context.Context, l net.Listener) error {
+	return s.serveRequests(ctx, l, func(p *http.Protocols) { p.SetUnencryptedHTTP2(true) })
+}
+
+func (s Server) serveRequests(ctx context.Context, l net.Listener, speak func(*http.Protocols)) error {
+	srv := &http.Server{Protocols: new(http.Protocols), BaseContext: func(net.Listener) context.Context { return ctx }}
+	speak(srv.Protocols)
 	srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("upgrade") == "websocket" {
+			s.webSocket(w, r)
+			return
+		}
 		n, err := io.Copy(io.Discard, r.Body)
 		if err != nil {
 			return
@@ -240,6 +262,9 @@ type Get struct {
 	NoReuse   bool
 	Timeout   time.Duration
 	KeepBytes bool // keep bodies that are no Reply
+	// Protocol is "" for HTTP/1.1, "h2" for HTTP/2, "grpc" for calls (the path is the
+	// form: unary, upload, download, chat), "ws" for WebSockets.
+	Protocol string
 }
 
 // HTTP sends the requests and calls each for every Result, one at a time.
@@ -247,13 +272,33 @@ func (c Client) HTTP(ctx context.Context, g Get, each func(Result)) {
 	if g.Timeout == 0 {
 		g.Timeout = 10 * time.Second
 	}
-	tr := &http.Transport{DialContext: c.Dial, DisableKeepAlives: g.NoReuse, MaxIdleConnsPerHost: 256, DisableCompression: true}
+	tr := &http.Transport{Protocols: new(http.Protocols), DialContext: c.Dial, DisableKeepAlives: g.NoReuse, MaxIdleConnsPerHost: 256, DisableCompression: true}
+	tr.Protocols.SetHTTP1(g.Protocol != "h2")
+	tr.Protocols.SetUnencryptedHTTP2(g.Protocol == "h2")
 	defer tr.CloseIdleConnections()
 	hc := &http.Client{Transport: tr, Timeout: g.Timeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	var mu sync.Mutex
+	do := func() Result { return c.one(ctx, hc, g) }
+	switch g.Protocol {
+	case "ws":
+		do = func() Result { return c.oneSocket(ctx, g) }
+	case "grpc":
+		u, err := url.Parse(g.URL)
+		if err != nil {
+			each(Result{Error: err.Error()})
+			return
+		}
+		conn, err := c.dialGRPC(u)
+		if err != nil {
+			each(Result{Error: err.Error()})
+			return
+		}
+		defer conn.Close()
+		do = func() Result { return oneCall(ctx, conn, g) }
+	}
 	one := func() {
-		r := c.one(ctx, hc, g)
+		r := do()
 		mu.Lock()
 		defer mu.Unlock()
 		each(r)

@@ -36,11 +36,13 @@
 //	tap start NAME A B     notes what crosses between two pods
 //	tap stop NAME          prints of what kinds it was, each once: "TLS 1.3", "plain text"
 //
-// The words of request: method, h.NAME (a header), size (bytes of body), n,
-// parallel, reuse=off, timeout, and show, which lists what is printed: status
-// and pod always; mtls (the caller's identity as the server was told), path,
-// host, method, bytes, body, h.NAME of the request as the server saw it, r.NAME
-// of the response.
+// The words of request: proto (h2, grpc or ws; HTTP/1.1 otherwise), method, h.NAME
+// (a header), size (bytes of body), n, parallel, reuse=off, timeout, and show, which
+// lists what is printed: status and pod always; mtls (the caller's identity as the
+// server was told), proto (what the server was spoken to in), messages (that came
+// back, of gRPC and WebSocket), path, host, method, bytes, body, h.NAME of the request
+// as the server saw it, r.NAME of the response, with trailers for gRPC. A URL of gRPC
+// has the form of the call as its path: unary, upload, download or chat.
 package script
 
 import (
@@ -388,6 +390,8 @@ func parseRequest(args []string) (q request, err error) {
 		switch {
 		case k == "from":
 			q.from = v
+		case k == "proto":
+			q.get.Protocol = v
 		case k == "method":
 			q.get.Method = v
 		case strings.HasPrefix(k, "h."):
@@ -421,10 +425,13 @@ func parseRequest(args []string) (q request, err error) {
 
 // describe prints one result as a line.
 func describe(r echo.Result, show []string) string {
-	if r.Status == 0 {
+	out := []string{strconv.Itoa(r.Status)}
+	switch {
+	case r.Code != "":
+		out[0] = "grpc=" + r.Code
+	case r.Status == 0:
 		return "error=" + r.Error
 	}
-	out := []string{strconv.Itoa(r.Status)}
 	if r.Reply != nil {
 		out = append(out, "pod="+r.Reply.Pod)
 	}
@@ -438,6 +445,10 @@ func describe(r echo.Result, show []string) string {
 			v = rep.Principal()
 		case s == "path":
 			v = rep.Path
+		case s == "proto":
+			v = rep.Proto
+		case s == "messages":
+			v = strconv.Itoa(r.Messages)
 		case s == "host":
 			v = rep.Host
 		case s == "method":
