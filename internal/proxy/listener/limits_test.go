@@ -32,7 +32,7 @@ func edge() *plan.Listener {
 }
 
 // remotes answers with the client's addresses.
-type remotes struct{ echo }
+type remotes struct{}
 
 func (remotes) Serve(_ context.Context, c net.Conn, info *exchange.Conn) error {
 	_, err := io.WriteString(c, info.Remote.String()+" by "+info.Direct.Addr().String()+" to "+info.Local.String()+"\n")
