@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/heddle-mesh/heddle/test/e2e/kube"
@@ -180,4 +181,66 @@ func TestPodsReachThisMachine(t *testing.T) {
 	wantPod(t, "this machine", func(ctx context.Context) (reply, error) {
 		return ask(ctx, n, "pod/client", "http://"+l.Addr().String()+"/")
 	})
+}
+
+// The images stand for the conformance suite's: its server with settings from the
+// environment, and Istio's with flags, whose client is run in the pod and prints
+// what the suite parses.
+func TestEchoImagesServeAsTheConformanceSuiteExpects(t *testing.T) {
+	n := host.Cluster(t, single).Namespace(t)
+	n.Apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: basic, labels: {app: basic}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: basic
+    image: registry.k8s.io/gateway-api/echo-basic:v1.5.1
+    env:
+    - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+    - {name: NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+    - {name: SERVICE_NAME, value: basic}
+    readinessProbe: {httpGet: {path: /health, port: 3000}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: echo-v1, labels: {app: echo}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: echo
+    image: registry.k8s.io/gateway-api/echo-advanced:v1.5.1
+    args: [--tcp=9090, --port=8080, --grpc=7070, --port=8443, --tls=8443, --crt=/cert.crt, --key=/cert.key]
+    readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: echo}
+spec:
+  selector: {app: echo}
+  ports: [{name: http, port: 80, targetPort: 8080}, {name: https, port: 443, targetPort: 8443}, {name: grpc, port: 7070}]
+`)
+	n.WaitReady("pod/basic", "pod/echo-v1")
+	for url, want := range map[string][]string{
+		"http://echo/path": {"StatusCode=200", "Hostname=echo-v1", "URL=/path", "RequestHeader=X-Me:1"},
+		"https://echo/":    {"StatusCode=200", "Hostname=echo-v1", "Alpn=h2"},
+		"grpc://echo:7070": {"StatusCode=200", "Hostname=echo-v1", "RequestHeader=X-Me:1"},
+		"http://" + n.PodIPs("basic")[0] + ":3000/status/404": {"StatusCode=404"},
+		"http://" + n.PodIPs("basic")[0] + ":3000/":           {"StatusCode=200", "Hostname=basic"},
+	} {
+		kube.Eventually(t, func(ctx context.Context) error {
+			out, err := n.Exec(ctx, "pod/echo-v1", "echo", "client", url, "-H", "X-Me:1")
+			if err != nil {
+				return err
+			}
+			for _, w := range want {
+				if !strings.Contains(out, w+"\n") {
+					return fmt.Errorf("%s: no %s in\n%s", url, w, out)
+				}
+			}
+			return nil
+		})
+	}
+	wantPod(t, "basic", func(ctx context.Context) (reply, error) { return askFromHost(ctx, n.PodIPs("basic")[0], "3000") })
 }

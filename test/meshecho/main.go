@@ -1,9 +1,13 @@
 // Command meshecho is the echo server and client that mesh scripts run in pods
 // of the local mesh and of a cluster.
+//
+// In an image it stands for three more programs, so that what is written for
+// those runs with it: without arguments, the Gateway API conformance suite's
+// echo-basic, which takes its settings from the environment; with flags alone,
+// Istio's test server; and under the name "client", Istio's test client.
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -11,6 +15,8 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,15 +26,27 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
+	args := os.Args[1:]
+	if name := filepath.Base(os.Args[0]); name == "client" {
+		args = append([]string{name}, args...)
+	}
+	if err := run(ctx, args); err != nil {
 		fmt.Fprintln(os.Stderr, "meshecho:", err)
 		os.Exit(1)
 	}
 }
 
 // run is "serve KIND:PORT…", "get [flags] URL", "tcp [flags] HOST:PORT [LINE…]"
-// "tap [flags] INTERFACE" or "kill POD PROGRAM".
+// "tap [flags] INTERFACE", "kill POD PROGRAM" or one of the other programs.
 func run(ctx context.Context, args []string) error {
+	switch {
+	case len(args) == 0:
+		return basic(ctx, os.Getenv)
+	case strings.HasPrefix(args[0], "-"):
+		return advanced(ctx, args)
+	case args[0] == "client":
+		return forward(ctx, args[1:])
+	}
 	if len(args) < 2 {
 		return fmt.Errorf("usage: meshecho serve KIND:PORT… | get [flags] URL | tcp [flags] HOST:PORT [LINE…] | tap [flags] INTERFACE | kill POD PROGRAM")
 	}
@@ -39,9 +57,9 @@ func run(ctx context.Context, args []string) error {
 	timeout := fs.Duration("timeout", 10*time.Second, "of one request")
 	switch verb {
 	case "serve":
-		return echo.Server{Pod: cmp.Or(os.Getenv("POD_NAME"), os.Getenv("HOSTNAME")), Ports: args[1:], Listen: func(ctx context.Context, port uint16) (net.Listener, error) {
-			return new(net.ListenConfig).Listen(ctx, "tcp", fmt.Sprintf(":%d", port))
-		}}.Run(ctx)
+		s := server(os.Getenv)
+		s.Ports = args[1:]
+		return s.Run(ctx)
 	case "get":
 		var g echo.Get
 		fs.StringVar(&g.Method, "method", "GET", "request method")

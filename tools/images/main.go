@@ -22,24 +22,29 @@ import (
 
 // image is one image: a program of this repository, and how it is run.
 type image struct {
-	name     string
-	pkg      string   // of the program, below the module's directory
-	program  string   // its path in the image
-	links    []string // other paths of the program
-	user     string
-	fullName []string // further names, with tags, that it is known by
-	test     bool     // only tests use it
+	name    string
+	pkg     string   // of the program, below the module's directory
+	program string   // its path in the image
+	links   []string // other paths of the program
+	user    string
+	also    []string // further names, with tags, that it is known by
+	test    bool     // only tests use it
 }
 
 // proxyUser is the user whose traffic redirection leaves alone.
 const proxyUser = "1337:1337"
+
+// gateway is where the conformance suite's images are.
+const gateway = "registry.k8s.io/gateway-api/"
 
 var images = []image{
 	{name: "heddled", pkg: "./cmd/heddled", program: "/usr/local/bin/heddled", user: proxyUser},
 	// The same image is sidecar, gateway and, as root with NET_ADMIN, what redirects.
 	{name: "heddle-proxy", pkg: "./cmd/heddle-proxy", program: "/usr/local/bin/heddle-proxy", user: proxyUser},
 	{name: "bookstore", pkg: "./examples/bookstore", program: "/usr/local/bin/bookstore", user: "65532:65532", test: true},
-	{name: "meshecho", pkg: "./test/meshecho", program: "/usr/local/bin/meshecho", user: "65532:65532", test: true},
+	// The manifests of the Gateway API conformance suite name the others.
+	{name: "meshecho", pkg: "./test/meshecho", program: "/usr/local/bin/meshecho", links: []string{"/usr/local/bin/client"},
+		user: "65532:65532", test: true, also: []string{gateway + "echo-basic:v1.5.1", gateway + "echo-advanced:v1.5.1"}},
 }
 
 func main() {
@@ -76,7 +81,7 @@ func run() error {
 	}
 	for _, i := range wanted {
 		img := archive.Image{
-			Names:      append([]string{fmt.Sprintf("%s/%s:%s", *hub, i.name, *tag)}, i.fullName...),
+			Names:      append([]string{fmt.Sprintf("%s/%s:%s", *hub, i.name, *tag)}, i.also...),
 			Entrypoint: []string{i.program}, User: i.user,
 			Labels: map[string]string{
 				"org.opencontainers.image.title":    i.name,
@@ -86,9 +91,12 @@ func run() error {
 			},
 		}
 		for _, arch := range list {
-			p := archive.Platform{Arch: arch, Files: []archive.File{{Path: "/etc/ssl/certs/ca-certificates.crt", Mode: 0o644, Data: roots}}}
-			for _, path := range append([]string{i.program}, i.links...) {
-				p.Files = append(p.Files, archive.File{Path: path, Mode: 0o755, Source: filepath.Join(programs(*out, arch), filepath.Base(i.pkg))})
+			p := archive.Platform{Arch: arch, Files: []archive.File{
+				{Path: "/etc/ssl/certs/ca-certificates.crt", Mode: 0o644, Data: roots},
+				{Path: i.program, Mode: 0o755, Source: filepath.Join(programs(*out, arch), filepath.Base(i.pkg))},
+			}}
+			for _, path := range i.links {
+				p.Files = append(p.Files, archive.File{Path: path, Link: i.program})
 			}
 			img.Platforms = append(img.Platforms, p)
 		}

@@ -2,6 +2,9 @@
 // say who answered and what they were asked, and clients that print what they
 // got. It knows nothing of the mesh. The same code runs as a real process and
 // over a simulated network.
+//
+// Its answers have the fields that the Gateway API's conformance suite reads, and
+// Forward prints in the form that the suite's mesh tests read.
 package echo
 
 import (
@@ -37,6 +40,26 @@ type Reply struct {
 	Proto  string            `json:"proto"`
 	Header map[string]string `json:"header"` // lower-case names, values joined by ","
 	Bytes  int64             `json:"bytes"`  // of the request body
+
+	// As the conformance suite has it.
+	Headers   http.Header `json:"headers"`
+	Port      string      `json:"httpPort"` // of the listener
+	Namespace string      `json:"namespace"`
+	Ingress   string      `json:"ingress"`
+	Service   string      `json:"service"`
+	TLS       *TLS        `json:"tls,omitempty"`
+
+	Version string `json:"version,omitempty"`
+	IP      string `json:"ip"` // of the caller
+}
+
+// TLS is what an echo server says of the connection that a request came by.
+type TLS struct {
+	Version            string   `json:"version"`
+	PeerCertificates   []string `json:"peerCertificates,omitempty"` // PEM
+	ServerName         string   `json:"serverName"`
+	NegotiatedProtocol string   `json:"negotiatedProtocol,omitempty"`
+	CipherSuite        string   `json:"cipherSuite"`
 }
 
 // Result is what a client saw of one request or connection.
@@ -56,11 +79,15 @@ type Result struct {
 // Server answers on some ports until its context ends.
 type Server struct {
 	Pod string
-	// Ports are "http:8080", "h2:8081" (cleartext HTTP/2 and nothing else),
-	// "grpc:9090", "tcp:9000", "tls:443", "greet:5432": the last speaks first. http
-	// takes WebSocket.
+	// Ports are "http:8080", "https:8443", "h2:8081" (cleartext HTTP/2 and nothing
+	// else), "grpc:9090", "tcp:9000", "tls:443", "greet:5432": the last speaks first.
+	// http takes HTTP/2, the conformance suite's gRPC and WebSocket, too.
 	Ports  []string
 	Listen func(ctx context.Context, port uint16) (net.Listener, error)
+	TLS    *tls.Config // for https and tls; nil signs a certificate itself
+
+	// More that it says of itself.
+	Namespace, Ingress, Service, Version string
 }
 
 // Run serves until ctx ends or a listener fails.
@@ -77,10 +104,10 @@ func (s Server) Run(ctx context.Context) error {
 			return fmt.Errorf("echo: port %q is not of the form kind:number", p)
 		}
 		serve, ok := map[string]func(context.Context, net.Listener) error{
-			"http": s.serveHTTP, "h2": s.serveHTTP2, "grpc": s.serveGRPC, "tcp": s.serveTCP, "tls": s.serveTCP, "greet": s.serveTCP,
+			"http": s.serveHTTP, "https": s.serveHTTP, "h2": s.serveH2C, "grpc": s.serveGRPC, "tcp": s.serveTCP, "tls": s.serveTCP, "greet": s.serveTCP,
 		}[kind]
 		if !ok {
-			return fmt.Errorf("echo: port %q: %s is none of http, h2, grpc, tcp, tls, greet", p, kind)
+			return fmt.Errorf("echo: port %q: %s is none of http, https, h2, grpc, tcp, tls, greet", p, kind)
 		}
 		l, err := s.Listen(ctx, uint16(port))
 		if err != nil {
@@ -89,10 +116,15 @@ func (s Server) Run(ctx context.Context) error {
 		switch kind {
 		case "greet":
 			l = greeting{l, s.Pod}
-		case "tls":
-			config, err := selfSigned()
-			if err != nil {
-				return err
+		case "tls", "https":
+			config := s.TLS.Clone()
+			if config == nil {
+				if config, err = selfSigned(); err != nil {
+					return err
+				}
+			}
+			if kind == "https" {
+				config.NextProtos = []string{"h2", "http/1.1"}
 			}
 			l = tls.NewListener(l, config)
 		}
@@ -108,65 +140,6 @@ func (s Server) Run(ctx context.Context) error {
 		cancel()
 		return err
 	}
-}
-
-// serveHTTP answers every request with a Reply. Headers of the request change
-// the answer: x-echo-status, x-echo-delay (a duration), x-echo-size (bytes of
-// body instead of the Reply), x-echo-close (drops the connection).
-func (s Server) serveHTTP(ctx context.Context, l net.Listener) error {
-	return s.serveRequests(ctx, l, func(p *http.Protocols) { p.SetHTTP1(true) })
-}
-
-// serveHTTP2 is serveHTTP for HTTP/2 alone.
-func (s Server) serveHTTP2(ctx context.Context, l net.Listener) error {
-	return s.serveRequests(ctx, l, func(p *http.Protocols) { p.SetUnencryptedHTTP2(true) })
-}
-
-func (s Server) serveRequests(ctx context.Context, l net.Listener, speak func(*http.Protocols)) error {
-	srv := &http.Server{Protocols: new(http.Protocols), BaseContext: func(net.Listener) context.Context { return ctx }}
-	speak(srv.Protocols)
-	srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("upgrade") == "websocket" {
-			s.webSocket(w, r)
-			return
-		}
-		n, err := io.Copy(io.Discard, r.Body)
-		if err != nil {
-			return
-		}
-		if d, err := time.ParseDuration(r.Header.Get("x-echo-delay")); err == nil {
-			select {
-			case <-time.After(d):
-			case <-r.Context().Done():
-				return
-			}
-		}
-		if r.Header.Get("x-echo-close") != "" {
-			panic(http.ErrAbortHandler)
-		}
-		w.Header().Set("x-echo-pod", s.Pod)
-		status := http.StatusOK
-		if v, err := strconv.Atoi(r.Header.Get("x-echo-status")); err == nil {
-			status = v
-		}
-		if size, err := strconv.ParseInt(r.Header.Get("x-echo-size"), 10, 64); err == nil {
-			w.WriteHeader(status)
-			io.CopyN(w, zeros{}, size)
-			return
-		}
-		w.Header().Set("content-type", "application/json")
-		w.WriteHeader(status)
-		json.NewEncoder(w).Encode(Reply{
-			Pod: s.Pod, Method: r.Method, Host: r.Host, Path: r.URL.RequestURI(), Proto: r.Proto,
-			Header: flat(r.Header), Bytes: n,
-		})
-	})
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
-		return err
-	}
-	return nil
 }
 
 // serveTCP sends back each line with the pod's name before it; at end of input

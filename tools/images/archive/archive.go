@@ -51,6 +51,7 @@ type Platform struct {
 type File struct {
 	Path   string // absolute
 	Mode   int64
+	Link   string // what a symbolic link points to, or
 	Source string // a file of this machine, or
 	Data   []byte // the content itself
 }
@@ -167,6 +168,12 @@ func layer(img Image, p Platform) ([]byte, error) {
 					return nil, err
 				}
 			}
+		}
+		if f.Link != "" {
+			if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: f.Path[1:], Linkname: f.Link, Mode: 0o777}); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		data := f.Data
 		if f.Source != "" {
