@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -243,4 +244,38 @@ spec:
 		})
 	}
 	wantPod(t, "basic", func(ctx context.Context) (reply, error) { return askFromHost(ctx, n.PodIPs("basic")[0], "3000") })
+}
+
+// The demo's services run in a cluster as they do in the local mesh.
+func TestBookstoreServes(t *testing.T) {
+	n := host.Cluster(t, single).Namespace(t)
+	var objects []string
+	for _, file := range []string{"details", "productpage", "ratings", "reviews", "stock"} {
+		b, err := os.ReadFile("../../examples/bookstore/" + file + ".yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Apply(string(b))
+	}
+	for line := range strings.Lines(n.Do("get", "deployments", "-o", "name")) {
+		objects = append(objects, strings.TrimSpace(line))
+	}
+	n.WaitReady(objects...)
+	kube.Eventually(t, func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, "GET", "http://"+net.JoinHostPort(n.ServiceIPs("productpage")[0], "9080")+"/", nil)
+		if err != nil {
+			return err
+		}
+		c := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		resp, err := c.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		page, err := io.ReadAll(resp.Body)
+		if err == nil && (resp.StatusCode != 200 || !strings.Contains(string(page), "reviews-v")) {
+			err = fmt.Errorf("status %d, and no reviews in\n%s", resp.StatusCode, page)
+		}
+		return err
+	})
 }

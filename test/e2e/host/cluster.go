@@ -106,6 +106,7 @@ func (s *spec) logDir(i int) string      { return filepath.Join(s.Dir, "log", "n
 func (s *spec) pki(file string) string   { return filepath.Join(s.Dir, "pki", file) }
 func (s *spec) kubeconfig() string       { return s.pki("admin.kubeconfig") }
 func (s *spec) specFile() string         { return filepath.Join(s.Dir, "cluster.json") }
+func (s *spec) readyFile() string        { return filepath.Join(s.Dir, "ready") } // up has come to its end
 func (s *spec) cgroup(i int) string      { return cgroupTop + "/" + s.Name + "/" + strconv.Itoa(i) }
 func (s *spec) processFile(i int) string { return filepath.Join(s.nodeDir(i), "process") }
 

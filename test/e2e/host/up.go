@@ -55,6 +55,9 @@ func up(state, source string, want *spec, say func(string, ...any)) error {
 		// What was begun is of no use; the logs stay.
 		return errors.Join(explain(want, err), remove(state, want))
 	}
+	if err := os.WriteFile(want.readyFile(), nil, 0o644); err != nil {
+		return err
+	}
 	say("cluster %s is up: export KUBECONFIG=%s", want.Name, want.kubeconfig())
 	say("kubectl of its version: %s", t.in("kubectl"))
 	return nil
@@ -70,6 +73,10 @@ func again(s, want *spec, say func(string, ...any)) (bool, error) {
 	}
 	if running < s.Nodes {
 		say("of cluster %s %d of %d nodes run: it is made anew", s.Name, running, s.Nodes)
+		return false, nil
+	}
+	if _, err := os.Stat(s.readyFile()); err != nil {
+		say("the up of cluster %s was cut short: it is made anew", s.Name)
 		return false, nil
 	}
 	if s.Nodes != want.Nodes || s.Dual != want.Dual || s.Proxy != want.Proxy || want.Subnet >= 0 && s.Subnet != want.Subnet {
