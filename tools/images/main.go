@@ -27,6 +27,7 @@ type image struct {
 	program string   // its path in the image
 	links   []string // other paths of the program
 	user    string
+	dirs    []string // that it writes to, unless a volume is mounted there
 	also    []string // further names, with tags, that it is known by
 	test    bool     // only tests use it
 }
@@ -38,9 +39,9 @@ const proxyUser = "1337:1337"
 const gateway = "registry.k8s.io/gateway-api/"
 
 var images = []image{
-	{name: "heddled", pkg: "./cmd/heddled", program: "/usr/local/bin/heddled", user: proxyUser},
+	{name: "heddled", pkg: "./cmd/heddled", program: "/usr/local/bin/heddled", user: proxyUser, dirs: []string{"/var/lib/heddled"}},
 	// The same image is sidecar, gateway and, as root with NET_ADMIN, what redirects.
-	{name: "heddle-proxy", pkg: "./cmd/heddle-proxy", program: "/usr/local/bin/heddle-proxy", user: proxyUser},
+	{name: "heddle-proxy", pkg: "./cmd/heddle-proxy", program: "/usr/local/bin/heddle-proxy", user: proxyUser, dirs: []string{"/var/lib/istio/data"}},
 	{name: "bookstore", pkg: "./examples/bookstore", program: "/usr/local/bin/bookstore", user: "65532:65532", test: true},
 	// The manifests of the Gateway API conformance suite name the others.
 	{name: "meshecho", pkg: "./test/meshecho", program: "/usr/local/bin/meshecho", links: []string{"/usr/local/bin/client"},
@@ -82,7 +83,7 @@ func run() error {
 	for _, i := range wanted {
 		img := archive.Image{
 			Names:      append([]string{fmt.Sprintf("%s/%s:%s", *hub, i.name, *tag)}, i.also...),
-			Entrypoint: []string{i.program}, User: i.user,
+			Entrypoint: []string{i.program}, User: i.user, Dirs: i.dirs,
 			Labels: map[string]string{
 				"org.opencontainers.image.title":    i.name,
 				"org.opencontainers.image.version":  *version,

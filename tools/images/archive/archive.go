@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -36,8 +35,8 @@ type Image struct {
 	Platforms  []Platform // at least one
 	Entrypoint []string
 	Env        []string
-	User       string // "uid:gid"; "" is root
-	Home       string // working directory, made writable for User; "" is "/"
+	User       string   // "uid:gid"; "" is root
+	Dirs       []string // empty directories that any user may write to
 	Labels     map[string]string
 }
 
@@ -121,7 +120,7 @@ func build(img Image) (v1.ImageIndex, error) {
 		cf = cf.DeepCopy()
 		cf.OS, cf.Architecture = "linux", p.Arch
 		cf.Config = v1.Config{
-			Entrypoint: img.Entrypoint, User: img.User, Labels: img.Labels, WorkingDir: img.home(),
+			Entrypoint: img.Entrypoint, User: img.User, Labels: img.Labels, WorkingDir: "/",
 			Env: append([]string{"PATH=/usr/local/bin:/usr/bin:/bin"}, img.Env...),
 		}
 		if i, err = mutate.ConfigFile(i, cf); err != nil {
@@ -132,13 +131,6 @@ func build(img Image) (v1.ImageIndex, error) {
 		}})
 	}
 	return index, nil
-}
-
-func (i Image) home() string {
-	if i.Home == "" {
-		return "/"
-	}
-	return i.Home
 }
 
 // layer makes the tar of one platform's files, with the directories they need.
@@ -153,21 +145,29 @@ func layer(img Image, p Platform) ([]byte, error) {
 		made[dir] = true
 		return w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir[1:] + "/", Mode: mode})
 	}
-	if err := mkdir("/tmp", 0o1777); err != nil {
-		return nil, err
+	parents := func(p string) error {
+		for i, r := range p {
+			if r == '/' && i > 0 {
+				if err := mkdir(p[:i], 0o755); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
 	}
-	if err := mkdir(img.home(), 0o777); err != nil {
-		return nil, err
+	for _, d := range append([]string{"/tmp"}, img.Dirs...) {
+		if err := parents(d); err != nil {
+			return nil, err
+		}
+		if err := mkdir(d, 0o1777); err != nil {
+			return nil, err
+		}
 	}
 	files := append(slices.Clone(accounts), p.Files...)
 	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
 	for _, f := range files {
-		for i, r := range f.Path {
-			if r == '/' && i > 0 {
-				if err := mkdir(path.Clean(f.Path[:i]), 0o755); err != nil {
-					return nil, err
-				}
-			}
+		if err := parents(f.Path); err != nil {
+			return nil, err
 		}
 		if f.Link != "" {
 			if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: f.Path[1:], Linkname: f.Link, Mode: 0o777}); err != nil {

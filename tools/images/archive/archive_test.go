@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -13,7 +14,7 @@ import (
 
 func sample(dir string) Image {
 	return Image{
-		Names: []string{"example.org/a:1", "example.org/b:2"}, Entrypoint: []string{"/bin/x"}, User: "1337:1337", Home: "/work",
+		Names: []string{"example.org/a:1", "example.org/b:2"}, Entrypoint: []string{"/bin/x"}, User: "1337:1337", Dirs: []string{"/var/lib/x"},
 		Platforms: []Platform{
 			{Arch: "amd64", Files: []File{{Path: "/bin/x", Mode: 0o755, Source: filepath.Join(dir, "x")}, {Path: "/bin/y", Link: "/bin/x"}}},
 			{Arch: "arm64", Files: []File{{Path: "/bin/x", Mode: 0o755, Data: []byte("arm")}}},
@@ -101,13 +102,51 @@ func TestArchiveIsAnOCILayout(t *testing.T) {
 	var config struct {
 		Architecture string
 		Config       struct {
-			User, WorkingDir string
-			Entrypoint       []string
+			User       string
+			Entrypoint []string
 		}
 	}
 	parse(blob(manifest.Config.Digest), &config)
-	if config.Architecture != "amd64" || config.Config.User != "1337:1337" || config.Config.WorkingDir != "/work" || config.Config.Entrypoint[0] != "/bin/x" {
+	if config.Architecture != "amd64" || config.Config.User != "1337:1337" || config.Config.Entrypoint[0] != "/bin/x" {
 		t.Errorf("configuration: %+v", config)
+	}
+}
+
+func TestLayerHasFilesLinksAndDirectories(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "x"), []byte("program"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	img := sample(dir)
+	content, err := layer(img, img.Platforms[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[string]string)
+	for r := tar.NewReader(bytes.NewReader(content)); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, twice := got[h.Name]; twice {
+			t.Errorf("%s is there twice", h.Name)
+		}
+		got[h.Name] = fmt.Sprintf("%o %s%s", h.Mode, h.Linkname, b)
+	}
+	for name, want := range map[string]string{
+		"tmp/": "1777 ", "var/": "755 ", "var/lib/": "755 ", "var/lib/x/": "1777 ", "bin/": "755 ",
+		"bin/x": "755 program", "bin/y": "777 /bin/x", "etc/": "755 ",
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %q, not %q", name, got[name], want)
+		}
 	}
 }
 
