@@ -9,6 +9,8 @@
 //	kubehost load        load image archives into all of its nodes
 //	kubehost list        say which clusters there are
 //	kubehost info        print a cluster's addresses and files as JSON
+//	kubehost build       install and build what clusters are made of, as up does
+//	kubehost state       print the directory of all state
 //
 // A cluster is known by its name alone; subnets are chosen so that they overlap
 // with nothing that the machine has a route to.
@@ -45,7 +47,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: kubehost up|down|kubeconfig|load|list|info [flags]")
+		return errors.New("usage: kubehost up|down|kubeconfig|load|list|info|build|state [flags]")
 	}
 	if args[0] == "node" && len(args) == 3 {
 		i, err := strconv.Atoi(args[2])
@@ -64,8 +66,10 @@ func run(args []string) error {
 	var s spec
 	var source string
 	var apiserver, controller string
-	if args[0] == "up" {
+	if args[0] == "up" || args[0] == "build" {
 		fs.StringVar(&source, "source", "test/e2e/host", "directory of kubehost's sources, of which the clusters' programs are built")
+	}
+	if args[0] == "up" {
 		fs.IntVar(&s.Nodes, "nodes", 1, "number of nodes")
 		fs.BoolVar(&s.Dual, "dual", false, "IPv6 beside IPv4")
 		fs.IntVar(&s.Subnet, "subnet", -1, "number of the subnet; -1 chooses a free one")
@@ -98,8 +102,20 @@ func run(args []string) error {
 		return list(dir)
 	case "info":
 		return info(dir, s.Name)
+	case "build":
+		if err := installPackages(say); err != nil {
+			return err
+		}
+		t, err := buildTools(dir, source, say)
+		if err == nil {
+			say("the programs of clusters are in %s", t.dir)
+		}
+		return err
+	case "state":
+		fmt.Println(dir)
+		return os.MkdirAll(dir, 0o755)
 	}
-	return fmt.Errorf("no command %q; there are up, down, kubeconfig, load, list and info", args[0])
+	return fmt.Errorf("no command %q; there are up, down, kubeconfig, load, list, info, build and state", args[0])
 }
 
 // stateDir is where state is kept unless a flag says otherwise.

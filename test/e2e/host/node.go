@@ -52,6 +52,7 @@ func startNode(s *spec, i int) (process, error) {
 	if err := cmd.Start(); err != nil {
 		return process{}, fmt.Errorf("namespaces of node %d: %w", i, err)
 	}
+	go cmd.Wait() // buries the node if it ends before this program does
 	p := process{pid: cmd.Process.Pid}
 	p.start, _ = stat(p.pid)
 	if err := os.WriteFile(s.processFile(i), fmt.Appendf(nil, "%d %s\n", p.pid, p.start), 0o644); err != nil {

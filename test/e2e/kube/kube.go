@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -35,7 +36,8 @@ type Config struct {
 
 // Host is this machine, as a place for clusters.
 type Host struct {
-	root string // of the checkout
+	root string   // of the checkout
+	lock *os.File // held: tests of one run have the clusters to themselves
 
 	mu    sync.Mutex
 	up    map[string]*Cluster
@@ -43,7 +45,8 @@ type Host struct {
 }
 
 // NewHost returns a Host that uses the programs and image archives that make has
-// put below bin/ of a checkout.
+// put below bin/ of a checkout. While the tests of another checkout run on this
+// machine, which would use clusters of the same names, it waits.
 func NewHost(root string) (*Host, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
@@ -52,6 +55,16 @@ func NewHost(root string) (*Host, error) {
 	h := &Host{root: root, up: make(map[string]*Cluster)}
 	if _, err := os.Stat(h.program()); err != nil {
 		return nil, fmt.Errorf("%w; make kubehost builds it", err)
+	}
+	state, err := h.kubehost("state")
+	if err != nil {
+		return nil, err
+	}
+	if h.lock, err = os.Create(filepath.Join(strings.TrimSpace(state), "tests.lock")); err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(h.lock.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", h.lock.Name(), err)
 	}
 	return h, nil
 }
@@ -131,6 +144,7 @@ func (h *Host) Close() error {
 	for _, name := range h.began {
 		errs = append(errs, h.Down(name))
 	}
+	errs = append(errs, h.lock.Close())
 	return errors.Join(errs...)
 }
 
