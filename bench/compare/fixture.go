@@ -109,6 +109,9 @@ func (f *fixture) Endpoints(name string) (*plan.LoadAssignment, bool) {
 	return la, ok
 }
 
+// Secret gives nobody any.
+func (f *fixture) Secret(*compile.Proxy, string) (*plan.Secret, bool) { return nil, false }
+
 // tell sets what the proxy in a pod is told. Pods have names of their own, so a
 // plan is never changed.
 func (f *fixture) tell(pod string, p peer, r role, listen, upstream netip.AddrPort) {

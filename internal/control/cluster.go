@@ -29,8 +29,9 @@ type Cluster struct {
 // cluster is what a control plane does in Kubernetes beside reading it; nil
 // outside.
 type cluster struct {
-	signs *kubeid.Authority
-	roots *kubeid.Roots
+	signs  *kubeid.Authority
+	roots  *kubeid.Roots
+	access *kubeid.Access
 }
 
 // joinCluster completes a configuration that is for Kubernetes. It reads there
@@ -50,7 +51,7 @@ func joinCluster(ctx context.Context, cfg *Config) (*cluster, error) {
 	if cfg.Tokens == nil {
 		cfg.Tokens = kubeid.NewTokens(own.Clients, ca.Audience)
 	}
-	c := &cluster{}
+	c := &cluster{access: kubeid.NewAccess(own.Clients)}
 	c.roots = kubeid.NewRoots(kubeid.RootsConfig{
 		Clients: own.Clients, Namespace: own.Namespace, Identity: own.Replica, Log: cfg.Log,
 		PEM: func() []byte { return c.signs.RootPEM() },
@@ -107,6 +108,14 @@ func (c *cluster) authority(cfg Config) (*ca.CA, error) {
 		return ca.New(ca.Config{StateDir: cfg.StateDir, TrustDomain: cfg.TrustDomain})
 	}
 	return c.signs.CA, nil
+}
+
+// maySecrets says who may read Secrets; nil where there is nobody to ask.
+func (c *cluster) maySecrets() func(context.Context, string, string) (bool, error) {
+	if c == nil {
+		return nil
+	}
+	return c.access.MayReadSecrets
 }
 
 // options are what the model is to know.

@@ -145,7 +145,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	builder := model.NewBuilder(cluster.options(cfg))
-	xds, err := server.New(server.Config{Quiet: cfg.Quiet, MaxWait: cfg.MaxWait, OnFault: reg.unplanned, Log: cfg.Log})
+	xds, err := server.New(server.Config{Quiet: cfg.Quiet, MaxWait: cfg.MaxWait, OnFault: reg.unplanned, MaySecrets: cluster.maySecrets(), Log: cfg.Log})
 	if err != nil {
 		return err
 	}
@@ -215,6 +215,9 @@ func keepWorld(ctx context.Context, batches <-chan config.Batch, builder *model.
 			if first := reg.inForceNow(w); first || !delta.Empty() {
 				xds.Update(world{w}, delta.Config, delta.Endpoints)
 			}
+			if delta.Secrets {
+				xds.SecretsDiffer()
+			}
 		case <-ctx.Done():
 			return nil
 		}
@@ -235,6 +238,10 @@ type world struct{ *model.World }
 func (w world) View(p *compile.Proxy) (string, func() *plan.Plan) {
 	v := compile.ViewOf(w.World, p)
 	return v.Key(), func() *plan.Plan { return compile.Plan(v) }
+}
+
+func (w world) Secret(p *compile.Proxy, name string) (*plan.Secret, bool) {
+	return compile.Secret(w.World, p, name)
 }
 
 func (w world) Endpoints(name string) (*plan.LoadAssignment, bool) {

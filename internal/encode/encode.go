@@ -27,6 +27,7 @@ const (
 	ClusterType   = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 	EndpointType  = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
 	NameTableType = "type.googleapis.com/istio.networking.nds.v1.NameTable"
+	SecretType    = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 )
 
 // NameTableName is the name of the one resource of NameTableType.

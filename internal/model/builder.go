@@ -54,10 +54,12 @@ type Delta struct {
 	// Endpoints names the service ports, "host|port", whose endpoints differ, or
 	// may look different to their callers; sorted.
 	Endpoints []string
+	// Secrets is set if what a Secret holds for TLS differs.
+	Secrets bool
 }
 
 // Empty reports whether nothing differs.
-func (d Delta) Empty() bool { return !d.Config && len(d.Endpoints) == 0 }
+func (d Delta) Empty() bool { return !d.Config && len(d.Endpoints) == 0 && !d.Secrets }
 
 // NewBuilder returns a Builder whose World is empty.
 func NewBuilder(opts Options) *Builder {
@@ -102,6 +104,7 @@ func (b *Builder) Apply(batches ...config.Batch) (*World, Delta) {
 	pods := map[config.Key]*Workload{}
 	dirty := map[config.Kind]bool{}
 	touched, moved := map[ServiceKey]bool{}, map[string]bool{}
+	secrets := map[secretKey]*Secret{}
 	for _, batch := range batches {
 		for _, c := range batch.Changes {
 			if c.Key.Kind == config.Node {
@@ -114,6 +117,8 @@ func (b *Builder) Apply(batches ...config.Batch) (*World, Delta) {
 				b.pod(c, pods, touched)
 			case c.Key.Kind == config.EndpointSlice:
 				b.slice(c, touched)
+			case c.Key.Kind == config.Secret:
+				b.secret(c, secrets)
 			case b.store(c):
 				dirty[c.Key.Kind] = true
 			}
@@ -175,6 +180,20 @@ func (b *Builder) Apply(batches ...config.Batch) (*World, Delta) {
 			old := prev.workloads.byKey[k]
 			if (old == nil) != (wl == nil) || old != nil && (!samePlace(old, wl) || !ownsSame(prev.workloads, w.workloads, old, wl)) {
 				d.Config = true
+			}
+		}
+	}
+	if len(secrets) > 0 {
+		d.Secrets = true
+		w.secrets = maps.Clone(prev.secrets)
+		if w.secrets == nil {
+			w.secrets = map[secretKey]*Secret{}
+		}
+		for k, s := range secrets {
+			if s == nil {
+				delete(w.secrets, k)
+			} else {
+				w.secrets[k] = s
 			}
 		}
 	}

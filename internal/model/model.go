@@ -29,6 +29,7 @@ type World struct {
 	services  *services
 	workloads *workloads
 	endpoints *endpoints
+	secrets   map[secretKey]*Secret
 	virtuals  []*VirtualService
 	rules     *destinationRules
 	gateways  []*Gateway

@@ -101,6 +101,9 @@ func (m *mesh) Endpoints(name string) (*plan.LoadAssignment, bool) {
 	return la, ok
 }
 
+// Secret gives nobody any.
+func (m *mesh) Secret(*compile.Proxy, string) (*plan.Secret, bool) { return nil, false }
+
 // Authenticate implements server.Authenticator: the token is the pod's name.
 func (m *mesh) Authenticate(ctx context.Context) (identity.ID, error) {
 	md, _ := metadata.FromIncomingContext(ctx)

@@ -115,6 +115,13 @@ func (e *endpoints) update(w World, all bool, keys []string) {
 	}
 }
 
+// newest returns the world as it is now.
+func (e *endpoints) newest() World {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.world
+}
+
 // get returns the endpoints behind an EDS name, or nil.
 func (e *endpoints) get(name string) *encode.Resource {
 	key := endpointKey(name)
@@ -154,6 +161,8 @@ type resources struct {
 	planned   *planned
 	endpoints *endpoints
 	named     bool // gets nothing that it does not name: proxyless gRPC
+	// secret makes a secret, or returns nil; nil if the proxy may have none.
+	secret func(name string) *encode.Resource
 	// leaving are clusters that the plan has no more, but the proxy may still lead
 	// requests to. See stream.push.
 	leaving map[string]*encode.Resource
@@ -172,8 +181,13 @@ func (r *resources) all(typeURL string) []*encode.Resource {
 }
 
 func (r *resources) get(typeURL, name string) *encode.Resource {
-	if typeURL == encode.EndpointType {
+	switch {
+	case typeURL == encode.EndpointType:
 		return r.endpoints.get(name)
+	case typeURL == encode.SecretType && r.secret == nil:
+		return nil
+	case typeURL == encode.SecretType:
+		return r.secret(name)
 	}
 	if one := r.planned.byName[typeURL][name]; one != nil || typeURL != encode.ClusterType {
 		return one

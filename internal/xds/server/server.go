@@ -8,6 +8,7 @@
 // when the world changed:
 //
 //   - endpoints that changed go at once to the streams that watch them;
+//   - so do secrets, to proxies that proved who they are and may read them;
 //   - other changes are collected for a few milliseconds, then every stream
 //     compiles its view again, where streams with equal views share one plan and
 //     its bytes, and sends what differs: clusters, endpoints, listeners, routes,
@@ -19,6 +20,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,6 +45,9 @@ type World interface {
 	// Endpoints returns the endpoints behind an EDS name, or false if there is no
 	// such thing.
 	Endpoints(name string) (*plan.LoadAssignment, bool)
+	// Secret returns a secret by the name that a proxy has for it, or false if there
+	// is none for it.
+	Secret(p *compile.Proxy, name string) (*plan.Secret, bool)
 }
 
 // Authenticator tells who is calling. It is asked once for each stream, may block
@@ -55,6 +61,10 @@ type Config struct {
 	// Quiet is how long no change must come before a collected one is sent (5 ms),
 	// and MaxWait how long a change may wait for that at most (50 ms).
 	Quiet, MaxWait time.Duration
+	// MaySecrets says whether a service account may read the Secrets of its own
+	// namespace. It may block while ctx lives, and is asked each time that secrets
+	// are sent: it should remember what it said. nil: nobody is given any.
+	MaySecrets func(ctx context.Context, namespace, serviceAccount string) (bool, error)
 	// OnFault, if set, hears of plans that could not be made.
 	OnFault func(error)
 	Log     *slog.Logger
@@ -163,6 +173,17 @@ func (s *Server) Update(w World, config bool, endpoints []string) {
 			default:
 			}
 		}
+	}
+}
+
+// SecretsDiffer says that the newest world has other secrets than the one before.
+// It does not block.
+func (s *Server) SecretsDiffer() {
+	s.mu.Lock()
+	streams := slices.Collect(maps.Keys(s.streams))
+	s.mu.Unlock()
+	for _, st := range streams {
+		st.markSecrets()
 	}
 }
 

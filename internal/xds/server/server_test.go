@@ -33,6 +33,7 @@ type testWorld struct {
 	ports    map[string]int // endpoints by cluster
 	compiled *atomic.Int32
 	broken   bool
+	secrets  int
 	asked    bool // the plan depends on what is asked for, and on nothing else
 }
 
@@ -70,6 +71,11 @@ func (w *testWorld) View(p *compile.Proxy) (string, func() *plan.Plan) {
 		}
 		return out
 	}
+}
+
+// Secret gives each namespace one secret, in the version secrets.
+func (w *testWorld) Secret(p *compile.Proxy, name string) (*plan.Secret, bool) {
+	return &plan.Secret{Name: name, Certificate: []byte(p.Namespace), Key: fmt.Append(nil, w.secrets)}, w.secrets > 0 && name == "kubernetes://one"
 }
 
 func (w *testWorld) Endpoints(name string) (*plan.LoadAssignment, bool) {

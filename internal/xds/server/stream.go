@@ -33,7 +33,11 @@ type stream struct {
 	publication *publication        // to be taken from
 	unpushed    bool                // it is newer than what was pushed
 	dirty       map[string]struct{} // EDS names whose endpoints differ
+	secrets     bool                // secrets differ, and are watched
 	watching    map[string][]string // EDS names by service port
+	asksSecrets bool
+
+	proven bool // the caller authenticated itself; set once
 
 	mu sync.Mutex
 	// mu guards the machine with what belongs to it, which others read for status.
@@ -42,6 +46,7 @@ type stream struct {
 	machine    machine
 	have       *resources   // nil until the first world
 	taken      *publication // that have was made from
+	maySecrets bool         // as it was last answered
 	sweep      *time.Timer  // runs while clusters are leaving
 	sentAt     map[string]time.Time
 	ackedAt    map[string]time.Time
@@ -69,9 +74,9 @@ func (s *Server) serve(ctx context.Context, auth Authenticator, w wire, m machin
 		server: s, wire: w, machine: m, proxy: proxy,
 		node:    first.node.GetId(),
 		version: first.node.GetMetadata().GetFields()["ISTIO_VERSION"].GetStringValue(),
-		began:   time.Now(),
-		wake:    make(chan struct{}, 1),
-		dirty:   map[string]struct{}{}, watching: map[string][]string{},
+		began:   time.Now(), proven: auth != nil,
+		wake:  make(chan struct{}, 1),
+		dirty: map[string]struct{}{}, watching: map[string][]string{},
 		sentAt: map[string]time.Time{}, ackedAt: map[string]time.Time{},
 	}
 	if err := s.add(st); err != nil {
@@ -123,9 +128,9 @@ func (st *stream) loop(ctx context.Context, first *request) error {
 		var err error
 		select {
 		case r := <-requests:
-			err = st.take(r)
+			err = st.take(ctx, r)
 		case <-st.wake:
-			err = st.push()
+			err = st.push(ctx)
 		case <-st.sweeping():
 			err = st.clean()
 		case err := <-lost:
@@ -145,7 +150,10 @@ func (st *stream) loop(ctx context.Context, first *request) error {
 }
 
 // take handles one request.
-func (st *stream) take(r *request) error {
+func (st *stream) take(ctx context.Context, r *request) error {
+	if r.typeURL == encode.SecretType {
+		st.askAccess(ctx)
+	}
 	out, err := st.answer(r)
 	if err != nil {
 		return status.Error(codes.ResourceExhausted, err.Error())
@@ -206,19 +214,70 @@ func (st *stream) acknowledged(r *request) {
 	st.converging = time.Time{}
 }
 
+// askAccess notes whether the proxy may be given secrets. While that can not be
+// told, it keeps those that it has and is given no others.
+func (st *stream) askAccess(ctx context.Context) {
+	st.notes.Lock()
+	st.asksSecrets = true
+	st.notes.Unlock()
+	if st.server.cfg.MaySecrets == nil || !st.proven {
+		return
+	}
+	may, err := st.server.cfg.MaySecrets(ctx, st.proxy.Namespace, st.proxy.ServiceAccount)
+	if err != nil {
+		st.server.cfg.Log.Warn("access to secrets can not be checked", "node", st.node, "err", err)
+		return
+	}
+	if !may {
+		st.server.cfg.Log.Warn("proxy asks for secrets that its service account may not read", "node", st.node, "account", st.proxy.ServiceAccount)
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.maySecrets = may
+	if st.have != nil {
+		next := *st.have
+		next.secret = st.secret()
+		st.have = &next
+	}
+}
+
+// secret returns where the proxy gets its secrets from, or nil.
+func (st *stream) secret() func(name string) *encode.Resource {
+	if !st.maySecrets {
+		return nil
+	}
+	proxy := st.proxy
+	return func(name string) *encode.Resource {
+		s, ok := st.server.eds.newest().Secret(proxy, name)
+		if !ok {
+			return nil
+		}
+		return encode.Secret(s)
+	}
+}
+
 // push sends what the notes are about.
-func (st *stream) push() error {
+func (st *stream) push(ctx context.Context) error {
 	st.notes.Lock()
 	config, names := st.unpushed, slices.Sorted(maps.Keys(st.dirty))
+	secrets := st.secrets
+	st.secrets = false
 	st.unpushed = false
 	clear(st.dirty)
 	st.notes.Unlock()
 	switch {
 	case !st.prepare(config):
 		return nil
-	case !config && len(names) == 0:
+	case secrets:
+		st.askAccess(ctx)
+		if _, err := st.say(encode.SecretType, nil); err != nil {
+			return err
+		}
+	}
+	if !config && len(names) == 0 {
 		return nil
-	case !config:
+	}
+	if !config {
 		_, err := st.say(encode.EndpointType, names)
 		return err
 	}
@@ -303,7 +362,7 @@ func (st *stream) refresh() bool {
 		st.server.fault("%w", err)
 		return st.have != nil
 	}
-	next := &resources{planned: p, endpoints: st.server.eds, named: st.proxy.Class == compile.GRPC}
+	next := &resources{planned: p, endpoints: st.server.eds, named: st.proxy.Class == compile.GRPC, secret: st.secret()}
 	if st.have != nil {
 		next.leaving = st.have.gone(p)
 		if len(next.leaving) > 0 && st.sweep == nil {
@@ -382,6 +441,17 @@ func (st *stream) markEndpoints(keys []string) {
 		}
 	}
 	found := len(st.dirty) > 0
+	st.notes.Unlock()
+	if found {
+		st.awake()
+	}
+}
+
+// markSecrets notes that some secret differs, if any are watched.
+func (st *stream) markSecrets() {
+	st.notes.Lock()
+	st.secrets = st.asksSecrets
+	found := st.secrets
 	st.notes.Unlock()
 	if found {
 		st.awake()

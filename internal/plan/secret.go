@@ -1,0 +1,17 @@
+package plan
+
+// Secret is what the control plane gives a proxy to prove itself with, or to
+// judge others by, beside the workload's own identity: at a gateway, for names
+// that the outside world knows. ServerTLS and ClientTLS refer to it by Name. All
+// fields are in PEM form but for OCSPStaple.
+//
+// Either Certificate and Key are set, or Roots is: a secret that holds both is
+// two for a proxy, of which the one with the roots has the suffix "-cacert".
+type Secret struct {
+	Name        string // "kubernetes://httpbin-credential"
+	Certificate []byte // chain, leaf first
+	Key         []byte
+	OCSPStaple  []byte // DER
+	Roots       []byte
+	CRL         []byte
+}
