@@ -146,6 +146,13 @@ func (f *faults) port(name, value string, otherwise uint16) uint16 {
 	return uint16(n)
 }
 
+// foreign are flags of pilot-agent's that say nothing to this proxy, so that a
+// container's arguments can stay as Istio's templates have them.
+var foreign = []string{
+	"proxyLogLevel", "proxyComponentLogLevel", "meshConfig", "outlierLogPath", "stsPort", "templateFile", "tokenManagerPlugin",
+	"log_as_json", "log_caller", "log_stacktrace_level", "log_target", "profiling", "serviceregistry", "trust-domain", "vklog",
+}
+
 // Parse makes a proxy's configuration of the subcommand sidecar or gateway with
 // its flags, and the environment. It reads the pod's labels and resolv.conf, and
 // decides on the network; it opens nothing.
@@ -178,9 +185,14 @@ func parse(root string, args, environ []string, version string, stderr io.Writer
 	cacheDir := fs.String("cache-dir", "", "directory for the last good configuration")
 	mark := fs.Int("mark", -1, "mark of the proxy's sockets; -1: 1337 where the process may set it")
 	connections := fs.Int("max-connections", 0, "most connections of clients; 0: by the limit of descriptors")
-	fs.String("proxyLogLevel", "", "accepted for compatibility")
-	fs.String("proxyComponentLogLevel", "", "accepted for compatibility")
 	fs.Int("concurrency", 0, "accepted for compatibility: see GOMAXPROCS")
+	var ignored []string
+	for _, name := range foreign {
+		fs.Func(name, "accepted for compatibility", func(string) error {
+			ignored = append(ignored, "--"+name)
+			return nil
+		})
+	}
 	if err := fs.Parse(args[1:]); err != nil {
 		return nil, err
 	}
@@ -191,6 +203,9 @@ func parse(root string, args, environ []string, version string, stderr io.Writer
 	var lv slog.LevelVar
 	bad.add(setLevel(&lv, *level))
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: &lv}))
+	if len(ignored) > 0 {
+		log.Debug("flags of pilot-agent's that change nothing here", "flags", strings.Join(ignored, " "))
+	}
 
 	w, err := workload(root, env, args[0] != "sidecar", *domain)
 	bad.add(err)

@@ -38,7 +38,7 @@ func TestInjectedEnvironmentIsUnderstood(t *testing.T) {
 	write(t, root, "/etc/resolv.conf", "nameserver 10.96.0.10\nsearch books.svc.cluster.local svc.cluster.local\n")
 	write(t, root, podInfo+"/labels", "app=\"reviews\"\nversion=\"v1\"\nquoted=\"a\\\"b\"\n")
 	write(t, root, cache+"/x", "")
-	cfg, err := parse(root, []string{"sidecar", "--domain", "books.svc.cluster.local", "--proxyLogLevel=warning", "--proxyComponentLogLevel=misc:error", "--log_output_level=default:debug,dns:info"},
+	cfg, err := parse(root, []string{"sidecar", "--domain", "books.svc.cluster.local", "--proxyLogLevel=warning", "--proxyComponentLogLevel=misc:error", "--stsPort", "0", "--outlierLogPath=/dev/stdout", "--meshConfig=./etc/istio/config/mesh", "--log_output_level=default:debug,dns:info"},
 		append([]string{
 			"INSTANCE_IPS=fd00::7,10.0.0.7", "SERVICE_ACCOUNT=reviews", "TRUST_DOMAIN=example.org", "CA_ADDR=ca.example:15012",
 			`PROXY_CONFIG={"discoveryAddress":"istiod.example:15012","terminationDrainDuration":"20s","drainDuration":"30s","proxyAdminPort":16000,"statusPort":16020,"meshId":"m1","proxyMetadata":{"EXIT_ON_ZERO_ACTIVE_CONNECTIONS":"true","POD_NAME":"loses"}}`,
