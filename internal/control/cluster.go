@@ -64,7 +64,7 @@ func joinCluster(ctx context.Context, cfg *Config) (*cluster, error) {
 	}
 	cfg.NewSource = func(onBatch func(config.Batch), onFaults func([]config.Fault)) (Source, error) {
 		return kube.New(kube.Config{
-			Name: cfg.ClusterID, Clients: own.Clients, RootNamespace: own.Namespace, Revision: own.Revision, Log: cfg.Log,
+			Name: cfg.ClusterID, Clients: own.Clients, RootNamespace: own.Namespace, Revision: own.Revision, Replica: own.Replica, Log: cfg.Log,
 			OnBatch: onBatch, OnFaults: onFaults, OnNamespaces: c.roots.SetNamespaces,
 		})
 	}

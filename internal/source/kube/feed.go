@@ -103,6 +103,7 @@ func (s *Source) custom(kind config.Kind) func(runtime.Object) (reading, bool) {
 		r := reading{
 			key:     config.Key{Kind: kind, Namespace: u.GetNamespace(), Name: u.GetName()},
 			version: u.GetResourceVersion(),
+			status:  statusOf(kind, u),
 		}
 		r.object, r.faults = s.decode(r.key, u)
 		return r, true

@@ -54,6 +54,10 @@ type Config struct {
 	// OnFaults takes what is wrong: all errors that stand whenever they change,
 	// and a warning once for each state of an object. nil logs them.
 	OnFaults func([]config.Fault)
+	// Replica is a name that no other replica of the control plane has. If it is
+	// set, the one of them that leads writes to objects of Istio's kinds what became
+	// of them, into their status.
+	Replica string
 	// OnNamespaces, if set, takes the names of the namespaces in sight whenever
 	// they change, sorted.
 	OnNamespaces func([]string)
@@ -132,6 +136,14 @@ func (s *Source) Run(ctx context.Context) error {
 	}
 	kinds := &served{source: s, feeds: map[config.Kind]*customFeed{}, versions: map[config.Kind]string{}}
 	watches.Go(func() { kinds.run(ctx) })
+
+	if s.cfg.Replica != "" {
+		watches.Go(func() {
+			if err := s.writeStatuses(ctx); err != nil {
+				s.cfg.Log.Error("no status is written", "err", err)
+			}
+		})
+	}
 
 	waiting := time.NewTicker(reminder)
 	defer waiting.Stop()

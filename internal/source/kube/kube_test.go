@@ -323,3 +323,53 @@ func TestAPodThatEndsIsGone(t *testing.T) {
 	c.Apply(t, fmt.Sprintf(pod, "Succeeded"))
 	c.has("", config.Pod)
 }
+
+// statusOf returns what a VirtualService's status says: state, message, and the
+// generation it is about.
+func (c *cluster) statusOf(name string) string {
+	o := c.Get("networking.istio.io/v1/virtualservices", "default", name)
+	status, _ := o["status"].(apiserver.Object)
+	conditions, _ := status["conditions"].([]any)
+	var out []string
+	for _, one := range conditions {
+		m := one.(apiserver.Object)
+		out = append(out, fmt.Sprint(m["type"], "=", m["status"], " ", m["message"]))
+	}
+	messages, _ := status["validationMessages"].([]any)
+	return fmt.Sprint(strings.Join(out, "; "), " @", status["observedGeneration"], " ", len(messages))
+}
+
+func TestAnObjectIsToldWhatBecameOfIt(t *testing.T) {
+	api := apiserver.New(t)
+	api.Define(t, "networking.istio.io", "v1", "virtualservices", "VirtualService", true)
+	bad := func(name string) string {
+		return strings.Replace(virtualService("default", name, ""), "host: reviews}", "host: reviews}, weight: -1", 1)
+	}
+	api.Apply(t, virtualService("default", "good", ""))
+	api.Apply(t, bad("bad")+"status: {conditions: [{type: Other, status: \"True\", message: mine}]}\n")
+	c := start(t, api, func(cfg *kube.Config) { cfg.Replica = "one" })
+	says := func(name, want string) {
+		t.Helper()
+		for late := time.Now().Add(patience); c.statusOf(name) != want; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(late) {
+				t.Fatalf("%s says %q, want %q", name, c.statusOf(name), want)
+			}
+		}
+	}
+	const fault = "spec.http[0].route[0].weight: -1 is negative, weights are relative; 0 gets no traffic"
+	says("good", "Reconciled=True the control plane has it in force @1 0")
+	says("bad", "Other=True mine; Reconciled=False "+fault+" @1 1")
+	c.Apply(t, bad("good"))
+	says("good", "Reconciled=False "+fault+"; the last good version stays in force @2 1")
+	c.Apply(t, virtualService("default", "good", ""))
+	says("good", "Reconciled=True the control plane has it in force @3 0")
+	// What is written is no change of configuration.
+	before := c.objects[config.Key{Kind: config.VirtualService, Namespace: "default", Name: "good"}]
+	c.Apply(t, virtualService("default", "last", ""))
+	c.until("the last", func() bool {
+		return c.objects[config.Key{Kind: config.VirtualService, Namespace: "default", Name: "last"}] != nil
+	})
+	if now := c.objects[before.Key]; now != before {
+		t.Error("a status was taken for a change")
+	}
+}

@@ -35,6 +35,8 @@ type view struct {
 	// refused are the errors that stand, and were told.
 	refused map[config.Key][]config.Fault
 	warned  []config.Fault // not told yet
+	// due are objects whose status may not say what it should.
+	due map[config.Key]bool
 }
 
 // entry is what is known of one object.
@@ -42,8 +44,11 @@ type entry struct {
 	version string
 	good    *config.Object // of the newest version without errors; nil if there was none
 	errors  []config.Fault // of the newest version
-	gone    bool
-	sent    *config.Object // as handed on; nil if it is out of sight
+	// warnings are of the newest version, too; status is nil where none is written.
+	warnings []config.Fault
+	status   *status
+	gone     bool
+	sent     *config.Object // as handed on; nil if it is out of sight
 }
 
 // reading is one version of an object, as a feed read it.
@@ -52,6 +57,7 @@ type reading struct {
 	version string
 	object  *config.Object // nil if it has errors
 	faults  []config.Fault
+	status  *status
 }
 
 func newView(root, mesh string) *view {
@@ -60,7 +66,7 @@ func newView(root, mesh string) *view {
 		// Custom kinds are known when their definitions are.
 		waiting: map[config.Kind]string{definitions: "customresourcedefinitions"},
 		entries: map[config.Key]*entry{}, dirty: map[config.Key]bool{},
-		selected: map[string]bool{}, refused: map[config.Key][]config.Fault{},
+		selected: map[string]bool{}, refused: map[config.Key][]config.Fault{}, due: map[config.Key]bool{},
 	}
 }
 
@@ -114,18 +120,16 @@ func (v *view) take1(r reading) {
 	} else if !e.gone && e.version == r.version {
 		return // a watch began anew
 	}
-	e.version, e.gone, e.errors = r.version, false, nil
+	e.version, e.gone, e.errors, e.warnings, e.status = r.version, false, nil, nil, r.status
 	for _, f := range r.faults {
 		if f.Severity == config.Error {
 			e.errors = append(e.errors, f)
+		} else {
+			e.warnings = append(e.warnings, f)
 		}
 	}
 	if r.object != nil && !same(e.good, r.object) {
-		for _, f := range r.faults {
-			if f.Severity != config.Error {
-				v.warned = append(v.warned, f)
-			}
-		}
+		v.warned = append(v.warned, e.warnings...)
 		e.good = r.object
 	}
 	v.touch(r.key)
@@ -215,6 +219,11 @@ func (v *view) take() (out outcome, ok bool) {
 			if len(errs) == 0 {
 				delete(v.refused, k)
 			}
+		}
+		if e.due() {
+			v.due[k] = true
+		} else {
+			delete(v.due, k)
 		}
 		if e.gone {
 			delete(v.entries, k)
