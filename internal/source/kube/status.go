@@ -73,11 +73,14 @@ func (e *entry) verdict() (state, reason, message string, messages []any) {
 		if f.Severity == config.Error {
 			level = "ERROR"
 		}
-		code := f.Code
-		if code == "" {
-			code = "IST0106" // SchemaValidationError: Istio's for all that its validation finds
+		kind := map[string]any{"code": f.Code}
+		if f.Code == "" {
+			// Istio's for all that its validation finds.
+			kind = map[string]any{"code": "IST0106", "name": "SchemaValidationError"}
 		}
-		messages = append(messages, map[string]any{"level": level, "type": map[string]any{"code": code, "name": "SchemaValidationError"}, "field": f.Field, "message": f.Problem})
+		// There is no place for the text: an API server drops what the definition
+		// does not name, and the status would never say what it should.
+		messages = append(messages, map[string]any{"level": level, "type": kind})
 	}
 	if len(e.errors) > 0 {
 		state, reason = "False", "Refused"
