@@ -3,7 +3,9 @@ package control
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"fmt"
+	"net"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -16,6 +18,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/life"
 	"github.com/heddle-mesh/heddle/internal/model"
 	"github.com/heddle-mesh/heddle/internal/source/kube"
+	"github.com/heddle-mesh/heddle/internal/webhook"
 )
 
 // Cluster says which Kubernetes cluster is read, and as whom.
@@ -32,6 +35,8 @@ type cluster struct {
 	signs  *kubeid.Authority
 	roots  *kubeid.Roots
 	access *kubeid.Access
+	hooks  *webhook.Server
+	keeps  *webhook.Keeper
 }
 
 // joinCluster completes a configuration that is for Kubernetes. It reads there
@@ -59,6 +64,13 @@ func joinCluster(ctx context.Context, cfg *Config) (*cluster, error) {
 	var err error
 	if c.signs, err = kubeid.Open(ctx, kubeid.AuthorityConfig{
 		Clients: own.Clients, Namespace: own.Namespace, CA: ca.Config{TrustDomain: cfg.TrustDomain}, Log: cfg.Log, OnChange: c.roots.Changed,
+	}); err != nil {
+		return nil, err
+	}
+	c.hooks = webhook.NewServer(cfg.Log)
+	if c.keeps, err = webhook.NewKeeper(webhook.KeeperConfig{
+		Client: own.Clients.Core, Server: c.hooks, Namespace: own.Namespace, Revision: cmp.Or(own.Revision, "default"),
+		Roots: func() []byte { return c.signs.RootPEM() }, Log: cfg.Log,
 	}); err != nil {
 		return nil, err
 	}
@@ -127,10 +139,35 @@ func (c *cluster) options(cfg Config) model.Options {
 	return o
 }
 
+// webhooks is what answers the API server; nil outside of a cluster.
+func (c *cluster) webhooks() *webhook.Server {
+	if c == nil {
+		return nil
+	}
+	return c.hooks
+}
+
+// webhookLease is what the replica holds that registers the webhooks.
+const webhookLease = "istio-webhook-registration"
+
 // start starts what is done in a cluster.
-func (c *cluster) start(g *life.Group) {
+func (c *cluster) start(cfg Config, g *life.Group, hooks net.Listener) {
 	if c == nil {
 		return
+	}
+	if hooks != nil {
+		door := tls.NewListener(hooks, &tls.Config{
+			MinVersion:     tls.VersionTLS12,
+			GetCertificate: c.signs.ServerCertificate(cfg.ServerNames).GetCertificate,
+			NextProtos:     []string{"http/1.1"},
+		})
+		g.Go("webhooks", serveHTTP(c.hooks, door))
+		g.Go("webhook settings", c.keeps.RunSettings)
+		own := cfg.Cluster
+		lease := webhookLease + "-" + cmp.Or(own.Revision, "default")
+		g.Go("webhook registration", func(ctx context.Context) error {
+			return kubeapi.Lead(ctx, own.Clients, own.Namespace, lease, own.Replica, c.keeps.RunWebhooks)
+		})
 	}
 	g.Go("authority", c.signs.Run)
 	g.Go("roots", c.roots.Run)

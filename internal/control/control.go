@@ -54,6 +54,9 @@ type Config struct {
 	TLSAddr   string // xDS and certificates with TLS: ":15012"
 	HTTPAddr  string // metrics, readiness and debug pages: ":15014"
 	ReadyAddr string // the same, where Istio's installation asks for readiness: ":8080"
+	// WebhookAddr is where a cluster's API server asks about pods and
+	// configuration: ":15017". Without Cluster there is nobody who would.
+	WebhookAddr string
 	// DebugFromAnywhere answers debug pages to callers of other addresses than
 	// this machine's own, too. They show all configuration: it is for networks
 	// that are closed themselves.
@@ -149,7 +152,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
-	look := &pages{cfg, reg, xds}
+	look := &pages{cfg, reg, xds, cluster.webhooks()}
 	xds.SetDebugger(toolsNamespace, look.answer)
 	plain := newGRPC()
 	xds.Register(plain, nil)
@@ -164,7 +167,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer doors.close()
 
 	g.Go("source", source.Run)
-	cluster.start(g)
+	cluster.start(cfg, g, doors.hooks)
 	g.Go("world", func(ctx context.Context) error { return keepWorld(ctx, batches, builder, reg, xds) })
 	g.Go("analysis", reg.analyse)
 	g.Go("xds", xds.Run)
@@ -249,13 +252,13 @@ func (w world) Endpoints(name string) (*plan.LoadAssignment, bool) {
 }
 
 // doors are the open listeners; nil for what is not served.
-type doors struct{ plain, tls, http, ready net.Listener }
+type doors struct{ plain, tls, http, ready, hooks net.Listener }
 
 func open(ctx context.Context, cfg Config) (d doors, err error) {
 	for _, door := range []struct {
 		to   *net.Listener
 		addr string
-	}{{&d.plain, cfg.PlainAddr}, {&d.tls, cfg.TLSAddr}, {&d.http, cfg.HTTPAddr}, {&d.ready, cfg.ReadyAddr}} {
+	}{{&d.plain, cfg.PlainAddr}, {&d.tls, cfg.TLSAddr}, {&d.http, cfg.HTTPAddr}, {&d.ready, cfg.ReadyAddr}, {&d.hooks, cfg.WebhookAddr}} {
 		if door.addr == "" {
 			continue
 		}
@@ -268,7 +271,7 @@ func open(ctx context.Context, cfg Config) (d doors, err error) {
 }
 
 func (d doors) close() {
-	for _, l := range []net.Listener{d.plain, d.tls, d.http, d.ready} {
+	for _, l := range []net.Listener{d.plain, d.tls, d.http, d.ready, d.hooks} {
 		if l != nil {
 			_ = l.Close() // the servers have usually done it
 		}

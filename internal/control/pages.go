@@ -17,14 +17,16 @@ import (
 	"github.com/heddle-mesh/heddle/internal/compile"
 	"github.com/heddle-mesh/heddle/internal/config"
 	"github.com/heddle-mesh/heddle/internal/model"
+	"github.com/heddle-mesh/heddle/internal/webhook"
 	"github.com/heddle-mesh/heddle/internal/xds/server"
 )
 
 // pages are what the HTTP port shows.
 type pages struct {
-	cfg Config
-	reg *register
-	xds *server.Server
+	cfg   Config
+	reg   *register
+	xds   *server.Server
+	hooks *webhook.Server // nil outside of a cluster
 }
 
 // handler returns the handler of the HTTP port. Paths and forms are Istio's where
@@ -69,6 +71,9 @@ func (p *pages) local(page http.HandlerFunc) http.HandlerFunc {
 func (p *pages) metrics(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	_ = writeMetrics(w, p.cfg.Version, p.reg, p.xds) // fails only if the caller is gone
+	if p.hooks != nil {
+		p.hooks.WriteMetrics(w)
+	}
 }
 
 func (p *pages) version(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, p.cfg.Version) }

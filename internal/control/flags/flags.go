@@ -27,7 +27,7 @@ const subcommand = "discovery"
 // installation's arguments can stay as they are.
 var foreign = []string{
 	"caCertFile", "clusterAliases", "clusterRegistriesNamespace", "configDir", "ctrlz_address", "ctrlz_port", "domain",
-	"httpsAddr", "keepaliveInterval", "keepaliveMaxServerConnectionAge", "keepaliveTimeout", "log_as_json", "log_caller",
+	"keepaliveInterval", "keepaliveMaxServerConnectionAge", "keepaliveTimeout", "log_as_json", "log_caller",
 	"log_stacktrace_level", "log_target", "meshConfig", "namespace", "networksConfig", "plugins", "profile", "registries",
 	"resync", "shutdownDuration", "tls-cipher-suites", "tlsCertFile", "tlsKeyFile", "vklog",
 }
@@ -62,6 +62,7 @@ func Parse(args, environ []string, version string, stderr io.Writer) (control.Co
 	both(&cfg.TLSAddr, "address", "secureGRPCAddr", ":15012", "xDS and certificates with TLS; empty for none")
 	both(&cfg.HTTPAddr, "http-address", "monitoringAddr", ":15014", "metrics, readiness and debug pages; empty for none")
 	both(&cfg.ReadyAddr, "ready-address", "httpAddr", "", "the same at another address; in Kubernetes :8080")
+	both(&cfg.WebhookAddr, "webhook-address", "httpsAddr", "", "injection and validation, asked by the API server; in Kubernetes :15017")
 	fs.StringVar(&cfg.TrustDomain, "trust-domain", cmp.Or(env["TRUST_DOMAIN"], "cluster.local"), "trust domain of all identities, unless the mesh's configuration names one")
 	fs.StringVar(&cfg.ClusterID, "cluster-id", cmp.Or(env["CLUSTER_ID"], "Kubernetes"), "name of this cluster")
 	tokenKey := fs.String("token-key", "", "file with the public key that service account tokens are checked with, where files are read")
@@ -96,6 +97,10 @@ func Parse(args, environ []string, version string, stderr io.Writer) (control.Co
 	}
 	if cfg.ReadyAddr == "" {
 		cfg.ReadyAddr = ":8080"
+	}
+	if cfg.WebhookAddr == "" && discovery {
+		// One that runs outside of its cluster is not asked.
+		cfg.WebhookAddr = ":15017"
 	}
 	reach, err := reach(*kubeconfig)
 	if err != nil {
