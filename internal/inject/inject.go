@@ -339,7 +339,8 @@ func (o overrides) restore(pod *corev1.Pod) error {
 			return fmt.Errorf("container %s: the templates remove it", own.Name)
 		}
 		if own.Image == autoImage {
-			own.Image = ""
+			// The API server has set the pull policy by this image, which has no tag.
+			own.Image, own.ImagePullPolicy = "", ""
 		}
 		patch, err := containerPatch(own)
 		if err != nil {

@@ -67,6 +67,9 @@ type Config struct {
 	DNS      *DNS // nil does not capture DNS
 	Drain    Drain
 
+	// App is the application that health and metrics are asked of; nil has none.
+	App *admin.App
+
 	// CachePath is the file with the last good configuration; "" keeps none.
 	CachePath string
 	// KeepIdentity holds certificate and key over a restart; nil keeps none.
@@ -253,7 +256,7 @@ func (p *proxy) start(g *life.Group) error {
 	p.admin, err = admin.New(admin.Config{
 		Version: cfg.Version, Node: cfg.Workload.node(cfg.Version), Resources: xds.Resources, Live: &p.live, Clusters: p.clusters,
 		Metrics: p.metrics, Identity: p.identity, Level: cfg.Level, Connections: p.manager.Active, Ready: p.ready,
-		Drain: p.drainListeners, Quit: p.quit,
+		Drain: p.drainListeners, Quit: p.quit, App: cfg.App,
 	})
 	if err != nil {
 		return err

@@ -35,7 +35,7 @@ import (
 )
 
 // Config is what the pages show and the orders reach. All fields are required but
-// Identity, Level and Connections.
+// Identity, Level, Connections and App.
 type Config struct {
 	Version string
 	Node    *corev3.Node
@@ -47,6 +47,8 @@ type Config struct {
 	Identity    identity.Source
 	Level       *slog.LevelVar
 	Connections func() int64
+	// App is asked for its health and metrics in the place of others; nil has none.
+	App *App
 	// Ready returns nil once the proxy can do its work, or why it can not.
 	Ready func() error
 	// Drain begins to drain, inbound connections only or all; Quit ends the proxy,
@@ -61,6 +63,8 @@ type Server struct {
 	started time.Time
 	failed  atomic.Bool // by /healthcheck/fail
 	drained atomic.Bool
+
+	scrapes, scrapeFailures *telemetry.Counter // of the application
 }
 
 // New checks cfg.
@@ -151,11 +155,15 @@ func onlyLocalNames(next http.Handler) http.Handler {
 // Status is the server that kubelets and scrapers use.
 func (s *Server) Status() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /stats/prometheus", s.prometheus)
-	mux.HandleFunc("GET /metrics", s.prometheus)
+	mux.HandleFunc("GET /stats/prometheus", s.merged)
+	mux.HandleFunc("GET /metrics", s.merged)
 	mux.HandleFunc("GET /healthz/ready", s.healthz)
 	mux.HandleFunc("POST /quitquitquit", loopbackOnly(s.quit))
 	mux.HandleFunc("POST /drain", loopbackOnly(s.drain))
+	if s.cfg.App != nil {
+		mux.Handle("GET /app-health/", s.cfg.App)
+		mux.Handle("GET /app-lifecycle/", s.cfg.App)
+	}
 	return mux
 }
 
@@ -255,9 +263,24 @@ func (s *Server) prometheus(w http.ResponseWriter, _ *http.Request) {
 	s.cfg.Metrics.WritePrometheus(w) // the scraper notices that it is incomplete
 }
 
+// merged is prometheus, and after it the application's own metrics. Without
+// these the proxy's are still told.
+func (s *Server) merged(w http.ResponseWriter, r *http.Request) {
+	s.prometheus(w, r)
+	if s.cfg.App == nil || s.cfg.App.scrape == nil {
+		return
+	}
+	s.scrapes.Inc()
+	if s.cfg.App.metrics(r, w) != nil {
+		s.scrapeFailures.Inc()
+	}
+}
+
 // register adds what this room knows to the metrics.
 func (s *Server) register() {
 	m := s.cfg.Metrics
+	s.scrapes = m.Counter("istio_agent_scrapes_total", "The total number of scrapes.")
+	s.scrapeFailures = m.Counter("istio_agent_scrape_failures_total", "The total number of failed scrapes.", telemetry.Label{Name: "type", Value: "application"})
 	m.Gauge("istio_build", "Istio component build info", telemetry.Label{Name: "component", Value: "proxy"}, telemetry.Label{Name: "tag", Value: s.cfg.Version}).Set(1)
 	m.GaugeFunc("envoy_server_live", "1 if the server is not draining.", func() float64 {
 		if s.failed.Load() || s.drained.Load() {

@@ -47,7 +47,7 @@ func Main(ctx context.Context, args, environ []string, version string, stdout, s
 		args = args[1:]
 	}
 	if len(args) == 0 {
-		return errors.New("usage: heddle-proxy sidecar|gateway|redirect|request|version [flags]")
+		return errors.New("usage: heddle-proxy sidecar|gateway|redirect|wait|request|version [flags]")
 	}
 	switch args[0] {
 	case "sidecar", "gateway", "router":
@@ -68,13 +68,15 @@ func Main(ctx context.Context, args, environ []string, version string, stdout, s
 		return errors.Join(err, g.Wait())
 	case "redirect":
 		return Redirect(args[1:], stdout, stderr)
+	case "wait":
+		return Wait(ctx, args[1:], stderr)
 	case "request":
 		return Request(ctx, args[1:], stdout, stderr)
 	case "version":
 		_, err := fmt.Fprintln(stdout, version)
 		return err
 	}
-	return fmt.Errorf("unknown subcommand %q; there are sidecar, gateway, redirect, request and version", args[0])
+	return fmt.Errorf("unknown subcommand %q; there are sidecar, gateway, redirect, wait, request and version", args[0])
 }
 
 // environment is what the process was given, and what ProxyConfig.proxyMetadata
@@ -249,6 +251,9 @@ func parse(root string, args, environ []string, version string, stderr io.Writer
 		// from the proxy that waits for it.
 		Resolver: &net.Resolver{PreferGo: true, Dial: network.DialContext},
 	}
+	app, err := application(env, w)
+	bad.add(err)
+	cfg.App = app
 	if slices.ContainsFunc(w.IPs, netip.Addr.Is6) {
 		// One socket for both families.
 		for _, a := range []*netip.AddrPort{&cfg.Servers.Status, &cfg.Servers.Ready, &cfg.Servers.Prometheus} {
