@@ -19,7 +19,6 @@ import (
 	"net/http"
 	"strings"
 	"sync/atomic"
-	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -257,6 +256,3 @@ func short(warnings []string) []string {
 	}
 	return out
 }
-
-// answerTime bounds one request, a little below what the API server waits.
-const answerTime = 9 * time.Second
