@@ -407,10 +407,3 @@ func setAnnotation(pod *corev1.Pod, key, value string) {
 	}
 	pod.Annotations[key] = value
 }
-
-func setLabel(pod *corev1.Pod, key, value string) {
-	if pod.Labels == nil {
-		pod.Labels = make(map[string]string)
-	}
-	pod.Labels[key] = value
-}
