@@ -63,7 +63,7 @@ func edit(in *networking.Headers_HeaderOperations) (out plan.HeaderEdit, authori
 			switch n := strings.ToLower(name); {
 			case n == "host" || n == ":authority":
 				authority = m[name]
-			case strings.HasPrefix(n, ":"):
+			case fixed(n):
 			default:
 				out.Put = append(out.Put, plan.HeaderValue{Name: n, Value: m[name], Append: appends})
 			}
@@ -72,11 +72,21 @@ func edit(in *networking.Headers_HeaderOperations) (out plan.HeaderEdit, authori
 	put(in.GetSet(), false)
 	put(in.GetAdd(), true)
 	for _, name := range in.GetRemove() {
-		if n := strings.ToLower(name); n != "host" && !strings.HasPrefix(n, ":") {
+		if n := strings.ToLower(name); n != "host" && !fixed(n) {
 			out.Remove = append(out.Remove, n)
 		}
 	}
 	return out, authority
+}
+
+// fixed reports whether a header cannot be changed: it is none, or it says where a
+// message ends.
+func fixed(name string) bool {
+	switch name {
+	case "content-length", "transfer-encoding", "connection":
+		return true
+	}
+	return strings.HasPrefix(name, ":")
 }
 
 // joinHeaders puts the second's changes behind the first's.

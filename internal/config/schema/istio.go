@@ -27,11 +27,15 @@ func istio() []*Kind {
 			New: func() any { return &networkingv1alpha3.VirtualService{} },
 			Acted: slices.Concat(
 				under("spec", "hosts", "gateways", "exportTo"),
-				under("spec.http[]", "name", "timeout", "redirect", "directResponse", "rewrite.uri", "rewrite.authority"),
+				under("spec.http[]", "name", "timeout", "redirect", "directResponse", "rewrite", "headers", "delegate",
+					"mirror", "mirrorPercent", "mirrorPercentage", "mirrors", "corsPolicy"),
+				under("spec.http[].fault.delay", "fixedDelay", "percent", "percentage"),
+				under("spec.http[].fault.abort", "httpStatus", "grpcStatus", "percentage"),
 				under("spec.http[].match[]", "name", "uri", "scheme", "method", "authority", "headers", "port", "gateways",
 					"queryParams", "ignoreUriCase", "withoutHeaders", "sourceLabels", "sourceNamespace"),
-				under("spec.http[].retries", "attempts", "perTryTimeout", "retryOn", "retryIgnorePreviousHosts"),
-				under("spec.http[].route[]", "destination", "weight"),
+				under("spec.http[].retries", "attempts", "perTryTimeout", "retryOn", "retryIgnorePreviousHosts",
+					"retryRemoteLocalities", "backoff"),
+				under("spec.http[].route[]", "destination", "weight", "headers"),
 				under("spec.tcp[]", "route"),
 				under("spec.tcp[].match[]", "port", "gateways", "sourceLabels", "sourceNamespace", "destinationSubnets"),
 				under("spec.tls[]", "route"),
@@ -147,14 +151,16 @@ func istio() []*Kind {
 func trafficPolicy(at string) []string {
 	settings := slices.Concat(
 		// Names are checked only where the mode acts.
-		[]string{"loadBalancer.simple", "tls.mode=DISABLE|ISTIO_MUTUAL", "tls.sni", "tls.subjectAltNames"},
-		under("connectionPool.tcp", "maxConnections", "connectTimeout"),
-		under("connectionPool.http", "http1MaxPendingRequests", "http2MaxRequests", "maxRequestsPerConnection", "idleTimeout", "h2UpgradePolicy", "useClientProtocol"),
+		[]string{"outlierDetection", "tls.mode=DISABLE|ISTIO_MUTUAL", "tls.sni", "tls.subjectAltNames"},
+		under("loadBalancer", "simple", "consistentHash", "localityLbSetting", "warmupDurationSecs", "warmup"),
+		under("connectionPool.tcp", "maxConnections", "connectTimeout", "idleTimeout", "tcpKeepalive"),
+		under("connectionPool.http", "http1MaxPendingRequests", "http2MaxRequests", "maxRequestsPerConnection", "maxRetries", "idleTimeout",
+			"h2UpgradePolicy", "useClientProtocol"),
 	)
 	return slices.Concat(
 		under(at, settings...),
 		under(at+".portLevelSettings[]", settings...),
-		[]string{at + ".portLevelSettings[].port"},
+		[]string{at + ".portLevelSettings[].port", at + ".retryBudget.percent", at + ".retryBudget.minRetryConcurrency"},
 	)
 }
 
@@ -166,7 +172,7 @@ var meshConfig = sync.OnceValue(func() *Kind {
 			"trustDomain", "trustDomainAliases", "rootNamespace", "enableAutoMtls",
 			"outboundTrafficPolicy.mode=ALLOW_ANY|REGISTRY_ONLY",
 			"defaultConfig.gatewayTopology.numTrustedProxies", "defaultConfig.gatewayTopology.forwardClientCertDetails",
-			"accessLogFile", "connectTimeout", "protocolDetectionTimeout", "h2UpgradePolicy",
+			"accessLogFile", "connectTimeout", "protocolDetectionTimeout", "h2UpgradePolicy", "localityLbSetting",
 			"defaultHttpRetryPolicy.attempts", "defaultHttpRetryPolicy.perTryTimeout", "defaultHttpRetryPolicy.retryOn",
 			"defaultHttpRetryPolicy.retryIgnorePreviousHosts",
 			"defaultConfig.gatewayTopology.proxyProtocol", "defaultServiceExportTo", "defaultVirtualServiceExportTo", "defaultDestinationRuleExportTo",

@@ -57,9 +57,13 @@ func (r *reader) headerEdit(path string, add []*corev3.HeaderValueOption, remove
 	return out
 }
 
-// headerName refuses what is no field: the authority has its own rewrite, and
-// other parts of a request cannot be changed.
+// headerName refuses what is no field, and those that say where a message ends: the
+// authority has its own rewrite, and other parts of a request cannot be changed.
 func (r *reader) headerName(path, name string) {
+	switch strings.ToLower(name) {
+	case "content-length", "transfer-encoding", "connection":
+		r.fail(path, "%q is no header that can be changed", name)
+	}
 	if name == "" || name[0] == ':' || strings.EqualFold(name, "host") || strings.ContainsAny(name, " \t\r\n\x00:") {
 		r.fail(path, "%q is no header that can be changed", name)
 	}

@@ -67,6 +67,7 @@ func compose(cfg Config, rules func() *rbac.Engine) chain {
 		CountAttempts: cfg.Direction != plan.Inbound,
 		Now:           cfg.Now,
 		Random:        cfg.Random,
+		Log:           cfg.Logger,
 	})
 	filters := []Filter{
 		// Responses of every kind name who answered: last on the way out.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -17,6 +18,10 @@ type Action struct {
 	substitution []segment
 	origins      []origin
 	hash         []hash
+	// Edits are the route's changes of headers, and Shares those of the parts of its
+	// split; nil are none.
+	Edits  *Edits
+	Shares []*Edits
 }
 
 // segment is a piece of a substitution: a text, or what a group matched.
@@ -37,10 +42,16 @@ type hash struct {
 
 // newAction returns nil if there is nothing to compile.
 func newAction(p *plan.Route) (*Action, error) {
-	if p.RegexRewrite == nil && p.CORS == nil && len(p.Hash) == 0 {
+	shares := slices.ContainsFunc(p.Clusters, func(w plan.WeightedCluster) bool { return w.Headers != nil })
+	if p.RegexRewrite == nil && p.CORS == nil && len(p.Hash) == 0 && p.Headers == nil && !shares {
 		return nil, nil
 	}
-	a := &Action{}
+	a := &Action{Edits: newEdits(p.Headers)}
+	if shares {
+		for i := range p.Clusters {
+			a.Shares = append(a.Shares, newEdits(p.Clusters[i].Headers))
+		}
+	}
 	var faults []error
 	if re := p.RegexRewrite; re != nil {
 		if len(re.Pattern) > maxRegex {

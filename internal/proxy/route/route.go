@@ -118,26 +118,34 @@ func (h *host) decision(i int) Decision {
 	return Decision{Host: h.plan, Route: r.plan, Retry: r.retry, Action: r.action}
 }
 
-// Pick chooses one share of a split. random is uniform over all its values. It
-// returns "" if there is nothing to choose.
+// Pick chooses one share of a split and returns its cluster, or "" if there is
+// nothing to choose. random is uniform over all its values.
 func Pick(shares []plan.WeightedCluster, random uint64) string {
+	if i := Share(shares, random); i >= 0 {
+		return shares[i].Cluster
+	}
+	return ""
+}
+
+// Share is Pick by index; -1 is nothing.
+func Share(shares []plan.WeightedCluster, random uint64) int {
 	if len(shares) == 1 {
-		return shares[0].Cluster
+		return 0
 	}
 	total := uint64(0)
 	for i := range shares {
 		total += uint64(shares[i].Weight)
 	}
 	if total == 0 {
-		return ""
+		return -1
 	}
 	at := (random >> 32) * total >> 32
 	for i := range shares {
 		w := uint64(shares[i].Weight)
 		if at < w {
-			return shares[i].Cluster
+			return i
 		}
 		at -= w
 	}
-	return ""
+	return -1
 }

@@ -3,7 +3,6 @@ package upstream
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -395,13 +394,6 @@ func (c *Cluster) get(ctx context.Context, w *Want, pooled bool) (*Conn, error) 
 		var err error
 		if conn, err = c.open(ctx, s, e, w, pooled); err != nil {
 			c.end(e)
-			if failed, ok := errors.AsType[*ConnectError](err); ok {
-				outcome := Unreachable
-				if failed.Timeout {
-					outcome = TimedOut
-				}
-				e.Observe(outcome, 0, s.connectTimeout)
-			}
 			c.forgetUnused(e)
 			return nil, err
 		}

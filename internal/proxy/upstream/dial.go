@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -177,7 +178,15 @@ func (c *Cluster) dial(parent context.Context, s *state, e *Endpoint, w *Want, w
 	if err != nil {
 		c.Stats.CxConnectFail.Add(1)
 		e.Stats.CxConnectFail.Add(1)
-		return nil, connectError(parent, w.Deadline, c.set.cfg.Now(), e, err)
+		err = connectError(parent, w.Deadline, c.set.cfg.Now(), e, err)
+		if failed, ok := errors.AsType[*ConnectError](err); ok {
+			outcome := Unreachable
+			if failed.Timeout {
+				outcome = TimedOut
+			}
+			e.Observe(outcome, 0, s.connectTimeout)
+		}
+		return nil, err
 	}
 	conn.cluster, conn.Endpoint, conn.secured = c, e, s.secured
 	conn.look()
@@ -197,6 +206,9 @@ func (c *Cluster) establish(ctx context.Context, s *state, e *Endpoint, w *Want,
 	nc, err := c.set.cfg.Network.Dial(ctx, source, e.Address)
 	if err != nil {
 		return nil, err
+	}
+	if k := s.plan.Keepalive; k != nil {
+		keepAlive(nc, k)
 	}
 	conn := &Conn{Conn: nc, Local: addrPort(nc.LocalAddr()), Remote: e.Address}
 	if v := s.plan.ProxyProtocol; v > 0 {
@@ -242,6 +254,28 @@ func introduce(ctx context.Context, c net.Conn, v proxyproto.Version, w *Want) e
 	}
 	_, err := c.Write(proxyproto.Append(nil, v, w.Client, w.OriginalDst))
 	return err
+}
+
+// keepAlive lets the system probe a connection as the cluster says. What it leaves
+// open stays as it is; connections that are not the system's have no probes.
+func keepAlive(c net.Conn, k *plan.Keepalive) {
+	s, ok := c.(interface {
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	})
+	if !ok {
+		return
+	}
+	config := net.KeepAliveConfig{Enable: true, Idle: -1, Interval: -1, Count: -1}
+	if k.Time > 0 {
+		config.Idle = k.Time
+	}
+	if k.Interval > 0 {
+		config.Interval = k.Interval
+	}
+	if k.Probes > 0 {
+		config.Count = int(k.Probes)
+	}
+	s.SetKeepAliveConfig(config)
 }
 
 // The addresses from which a proxy calls its own workload, so that redirection

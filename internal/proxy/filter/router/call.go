@@ -37,6 +37,13 @@ type call struct {
 	stales   int  // attempts that were the pool's fault
 	fresh    bool // the next attempt shall not use a pooled connection
 	answered bool // the response's head is there
+
+	start    time.Time // of the route's timeout
+	began    time.Time // of the current attempt
+	hash     uint64    // decides the endpoint, if hashed
+	hashed   bool
+	retrying bool // a retry is counted on the cluster
+	copies   []*shadow
 }
 
 func newCall() *call {
@@ -52,6 +59,7 @@ func (c *call) clientLeft() { c.guard.interrupt(clientGone) }
 func (c *call) begin(r *router, x *exchange.Exchange, cluster *upstream.Cluster, rule *plan.Route, retry *route.Retry) {
 	c.r, c.x, c.cluster, c.rule, c.retry = r, x, cluster, rule, retry
 	c.retries, c.fresh, c.answered, c.stream, c.spent, c.body = 0, false, false, false, false, nil
+	c.start, c.began, c.hashed, c.retrying = x.Start, x.Start, false, false
 	c.guard.now = r.cfg.Now
 	c.guard.begin()
 	c.timeout, c.stales = timeoutOf(&x.Request, rule), 0
@@ -60,6 +68,24 @@ func (c *call) begin(r *router, x *exchange.Exchange, cluster *upstream.Cluster,
 	} else {
 		c.hop = &c.one
 	}
+}
+
+// wait holds a request up before it is sent anywhere. It reports false if its client
+// left meanwhile.
+func (c *call) wait(r *router, x *exchange.Exchange, d time.Duration) bool {
+	c.r, c.x = r, x
+	c.guard.now = r.cfg.Now
+	c.guard.begin()
+	if x.Request.Body == nil {
+		// Who still sends a body is not looked after yet.
+		c.guard.limit(r.cfg.Now().Add(watchAfter), time.Time{})
+	}
+	c.guard.sleep(d)
+	why := c.guard.end()
+	if why != none {
+		c.failInterrupted(why)
+	}
+	return why == none
 }
 
 // run makes attempts until there is an answer.
@@ -96,10 +122,14 @@ func (c *call) prepare() {
 		q.Header.Del(exchange.PeerMetadata)
 		q.Header.Del(exchange.PeerMetadataID)
 	}
+	if len(c.rule.Mirrors) > 0 {
+		c.mirror()
+	}
 	c.hop.prepare()
 
 	if q.Body == nil {
-		c.uploaded(x.Start)
+		c.sendCopies(nil, true)
+		c.uploaded(c.start)
 		return
 	}
 	x.Claimed = true
@@ -110,8 +140,9 @@ func (c *call) prepare() {
 	}
 	q.Body.Take()
 	c.body = p
+	c.sendCopies(p, true)
 	x.Uploading.Store(false)
-	c.uploaded(x.Start)
+	c.uploaded(c.start)
 }
 
 // uploaded starts the clock: a route's timeout is for what comes after the
@@ -143,9 +174,16 @@ func (c *call) attempt() failure {
 
 // connect gets a way to an endpoint.
 func (c *call) connect() failure {
-	w := upstream.Want{OriginalDst: c.x.Conn.Local, Client: c.x.Conn.Remote, Tried: c.tried, Fresh: c.fresh}
+	w := upstream.Want{
+		OriginalDst: c.x.Conn.Local, Client: c.x.Conn.Remote,
+		Tried: c.tried, Fresh: c.fresh, Hash: c.hash, Hashed: c.hashed,
+	}
 	if c.timeout > 0 && !c.stream {
-		w.Deadline = c.x.Start.Add(c.timeout)
+		w.Deadline = c.start.Add(c.timeout)
+	}
+	if c.retries > 0 {
+		c.began = c.r.cfg.Now()
+		w.Remote = c.retry.Remote && c.retries >= remoteAfter
 	}
 	if c.x.Upstream.Attempts == 1 && c.replayable(false) {
 		w.Since = c.x.Start
@@ -163,6 +201,10 @@ func (c *call) connect() failure {
 	return failure{}
 }
 
+// remoteAfter is how many attempts a priority gets. Source: Istio, the update
+// frequency that it gives previous_priorities.
+const remoteAfter = 2
+
 // meet notes which endpoint was chosen.
 func (c *call) meet(e *upstream.Endpoint) {
 	u := &c.x.Upstream
@@ -179,6 +221,7 @@ func (c *call) send() failure {
 		b := c.x.Request.Body
 		body, _ = b.Buffered()
 		b.Take()
+		c.sendCopies(body, false)
 		c.spent = len(body) > 0
 	}
 	if unsent, err := c.hop.send(body, c.stream); err != nil {
@@ -222,6 +265,7 @@ func (c *call) accept() {
 	x.Details = "via_upstream"
 	r.GRPCStatus = exchange.GRPCCode(r.Header.Get(exchange.GRPCStatus))
 	x.Upstream.FirstByte = c.r.cfg.Now()
+	c.endpoint.Observe(upstream.Answered, health(r), x.Upstream.FirstByte.Sub(c.began))
 	ms := strconv.AppendInt(x.Scratch(), x.Upstream.FirstByte.Sub(x.Start).Milliseconds(), 10)
 	r.Header.Set(exchange.ServiceTime, x.Keep(ms))
 	if r.Status == 101 || x.Request.Connect && r.Status < 300 {
@@ -261,6 +305,10 @@ func (c *call) Finish(x *exchange.Exchange, complete bool) {
 		c.endpoint.Report(complete && r.Status < 500 && !exchange.GRPCFault(r.GRPCStatus))
 		c.release(reusable)
 	}
+	if c.retrying {
+		c.cluster.EndRetry()
+	}
+	c.dropCopies()
 	r.Body = nil // it lived in the hop
 	c.hop.finish()
 	clear(c.tried)

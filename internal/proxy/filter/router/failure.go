@@ -73,9 +73,40 @@ func (c *call) broken(err error, unsent bool) failure {
 	if why := c.guard.detach(); why != none {
 		f = failure{kind: interrupted, why: why, unsent: unsent}
 	}
+	c.blame(&f)
 	c.endpoint.Report(false)
 	c.release(false)
 	return f
+}
+
+// blame tells the endpoint's health of a failure that is the endpoint's.
+func (c *call) blame(f *failure) {
+	outcome := upstream.Unreachable
+	switch {
+	case f.stale:
+		return
+	case f.kind == interrupted:
+		if f.why != tryTimeout && f.why != allTimeout {
+			return
+		}
+		outcome = upstream.TimedOut
+	}
+	c.endpoint.Observe(outcome, 0, c.r.cfg.Now().Sub(c.began))
+}
+
+// health is the status by which an answer counts for its endpoint: a call of gRPC
+// that fails in its header is in order for HTTP.
+func health(r *exchange.Response) int {
+	code := exchange.GRPCCode(r.Header.Get(exchange.GRPCStatus))
+	switch {
+	case r.Status != 200 || !exchange.GRPCFault(code):
+		return r.Status
+	case code == "14":
+		return 503
+	case code == "4":
+		return 504
+	}
+	return 500
 }
 
 // replayable reports whether the request can be sent again without asking the
@@ -122,7 +153,11 @@ func (c *call) retryFailure(f *failure) bool {
 	case interrupted:
 		want = f.why == tryTimeout && c.retry.Reset(false)
 	}
-	return want && c.grant(f.kind == refused)
+	if !want || !c.permit() {
+		return false
+	}
+	c.pause(f.kind == refused)
+	return true
 }
 
 // retryAnswer decides whether to try again instead of passing on the response
@@ -132,42 +167,52 @@ func (c *call) retryAnswer() bool {
 	if c.retry == nil || c.answered || c.stream || !c.retry.Status(r.Status, r.Header.Get(exchange.GRPCStatus)) {
 		return false
 	}
-	if c.retries >= c.retry.Attempts {
-		c.x.Flags |= exchange.RetriesExhausted
+	if !c.permit() {
 		return false
 	}
 	if !contains(c.tried, c.endpoint) {
 		c.tried = append(c.tried, c.endpoint)
 	}
 	c.endpoint.Report(r.Status < 500)
+	c.endpoint.Observe(upstream.Answered, health(r), c.r.cfg.Now().Sub(c.began))
 	c.release(c.hop.skip())
-	return c.grant(false)
+	c.pause(false)
+	return true
 }
 
-// grant counts a retry of the route's policy, waits as long as it has to, and
-// reports whether to go on. Another endpoint than one that can not be connected to
-// is tried at once.
-func (c *call) grant(elsewhere bool) bool {
+// permit counts a retry, if the route's policy and the cluster allow one more.
+func (c *call) permit() bool {
 	if c.retries >= c.retry.Attempts {
 		c.x.Flags |= exchange.RetriesExhausted
 		return false
 	}
+	// Of one request only the newest retry is on its way.
+	if c.retrying {
+		c.cluster.EndRetry()
+	}
+	if c.retrying = c.cluster.BeginRetry(); !c.retrying {
+		c.x.Flags |= exchange.UpstreamOverflow
+		return false
+	}
 	c.retries++
-	if !c.retry.Reopen {
-		c.tried = c.tried[:0]
-	}
-	if elsewhere && c.retries == 1 {
-		return true
-	}
-	c.guard.sleep(backoff(c.retries, c.r.cfg.Random()))
-	return true // an interruption shows in the next attempt
+	return true
 }
 
-// backoff returns how long to wait before the nth retry: up to 25 ms, 75 ms, 175
-// ms, and never more than 250 ms. Source: Envoy, router filter,
-// x-envoy-max-retries; Istio leaves the defaults.
-func backoff(n int, random uint64) time.Duration {
-	const base = 25 * time.Millisecond
+// pause waits before a retry as long as it has to. Another endpoint than one that can
+// not be connected to is tried at once. An interruption shows in the next attempt.
+func (c *call) pause(elsewhere bool) {
+	if !c.retry.Reopen && !c.retry.Remote {
+		c.tried = c.tried[:0]
+	}
+	if !elsewhere || c.retries > 1 {
+		c.guard.sleep(backoff(c.retries, c.retry.Backoff, c.r.cfg.Random()))
+	}
+}
+
+// backoff returns how long to wait before the nth retry: with a base of 25 ms up to
+// 25 ms, 75 ms, 175 ms, and never more than 250 ms. Source: Envoy, router filter,
+// x-envoy-max-retries.
+func backoff(n int, base time.Duration, random uint64) time.Duration {
 	longest := min(base*time.Duration(1<<min(n, 10)-1), 10*base)
 	return time.Duration(random % uint64(longest))
 }

@@ -6,22 +6,40 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/plan"
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/route"
 )
 
-// rewrite changes the path and the authority as the route says.
-func rewrite(x *exchange.Exchange, p *plan.Route) {
-	q := &x.Request
-	if p.PrefixRewrite != "" && !q.Connect {
+// rewrite changes the path and the authority as the route says, or the share of its
+// split.
+func rewrite(x *exchange.Exchange, d route.Decision, share *plan.WeightedCluster) {
+	q, p := &x.Request, d.Route
+	if (p.PrefixRewrite != "" || p.RegexRewrite != nil) && !q.Connect {
 		old := x.Scratch()
 		old = append(old, q.Path...)
 		if q.HasQuery {
 			old = append(append(old, '?'), q.Query...)
 		}
 		q.Header.Set(exchange.OriginalPath, x.Keep(old))
-		q.Path = replacePrefix(x, p, p.PrefixRewrite)
+		if path, ok := d.Action.Rewrite(x.Scratch(), q.Path); ok {
+			q.Path = x.Keep(path)
+		} else {
+			q.Path = replacePrefix(x, p, p.PrefixRewrite)
+		}
+		if len(q.Path) == 0 || q.Path[0] != '/' {
+			q.Path = x.Keep(append(append(x.Scratch(), '/'), q.Path...))
+		}
+		if i := bytes.IndexAny(q.Path, " ?#\r\n\x00"); i >= 0 {
+			// A capture cannot have these; a substitution might, and would split the
+			// request line or begin a query.
+			q.Path = q.Path[:i]
+		}
 	}
-	if p.HostRewrite != "" {
-		q.Authority = append(x.Scratch(), p.HostRewrite...)
+	host := p.HostRewrite
+	if host == "" {
+		host = share.HostRewrite
+	}
+	if host != "" {
+		q.Authority = append(x.Scratch(), host...)
 		q.Authority = x.Keep(q.Authority)
 		q.Header.Set(exchange.Host, q.Authority)
 	}

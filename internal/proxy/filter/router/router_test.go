@@ -15,7 +15,7 @@ func TestBackoffGrowsAndIsBounded(t *testing.T) {
 		longest *= time.Millisecond
 		most := time.Duration(0)
 		for i := range uint64(1000) {
-			d := backoff(n, i*(math.MaxUint64/1000))
+			d := backoff(n, 25*time.Millisecond, i*(math.MaxUint64/1000))
 			if d < 0 || d >= longest {
 				t.Fatalf("before retry %d: %v", n, d)
 			}

@@ -38,13 +38,17 @@ func (u *upload) run(to hop, body exchange.Body, done chan<- struct{}) {
 	for {
 		p, err := body.Next()
 		if err != nil {
-			if errors.Is(err, io.EOF) && to.end() != nil {
-				return
+			if errors.Is(err, io.EOF) {
+				u.call.sendCopies(nil, true)
+				if to.end() != nil {
+					return
+				}
 			}
 			u.ended(err)
 			return
 		}
 		u.call.x.Client.Progress()
+		u.call.sendCopies(p, false)
 		if err := to.write(p); err != nil {
 			return // reading the response tells why, or is the response
 		}
