@@ -10,7 +10,13 @@ import (
 	networkingv1alpha3 "istio.io/api/networking/v1alpha3"
 )
 
+// balancerAnnotation chooses a way of balancing that Istio has no field for.
+const balancerAnnotation = "heddle.dev/load-balancer"
+
 func (c *checker) destinationRule(r *networkingv1alpha3.DestinationRule) {
+	if v, ok := c.o.Annotations[balancerAnnotation]; ok && v != "peak-ewma" {
+		c.err(key("metadata.annotations", balancerAnnotation), fmt.Sprintf("%q is no way of balancing", v), "there is peak-ewma")
+	}
 	c.wildcardHost("spec.host", r.Host)
 	c.trafficPolicy("spec.trafficPolicy", r.TrafficPolicy)
 	seen := map[string]int{}

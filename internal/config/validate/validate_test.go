@@ -44,6 +44,24 @@ spec:
 			`m.yaml:18 VirtualService default/a spec.http[1].rewrite: redirect and rewrite exclude each other`,
 			`m.yaml:18 VirtualService default/a spec.http[1].rewrite: the rewrite changes nothing`,
 		}},
+		{"what only Heddle knows", `apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: a, annotations: {heddle.dev/load-balancer: fastest}}
+spec: {host: a}
+`, []string{
+			`m.yaml:3 DestinationRule default/a metadata.annotations[heddle.dev/load-balancer]: "fastest" is no way of balancing, there is peak-ewma`,
+		}},
+		{"headers of the framing", `apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: a}
+spec:
+  hosts: [a]
+  http:
+  - route: [{destination: {host: a}}]
+    headers: {response: {remove: [Content-Length]}}
+`, []string{
+			`m.yaml:8 VirtualService default/a spec.http[0].headers.response.remove[0]: "Content-Length" says where a message ends`,
+		}},
 		{"retries and faults", `apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: a}

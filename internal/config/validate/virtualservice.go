@@ -296,8 +296,13 @@ func (c *checker) editedHeader(path, name string, authority bool) {
 		c.err(path, "the Host header cannot be changed here", "set it in headers.request, or use rewrite.authority")
 	case strings.HasPrefix(name, ":"):
 		c.err(path, fmt.Sprintf("%q is no header but a part of the request line", name), "")
+	case slices.Contains(framing, strings.ToLower(name)):
+		c.warn(path, fmt.Sprintf("%q says where a message ends, and stays as it is", name), "")
 	}
 }
+
+// framing are headers that proxies keep to themselves.
+var framing = []string{"content-length", "transfer-encoding", "connection"}
 
 func isAuthority(header string) bool {
 	return strings.EqualFold(header, ":authority") || strings.EqualFold(header, "host")
