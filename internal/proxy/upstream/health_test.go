@@ -229,8 +229,10 @@ func TestANewEndpointWarmsUp(t *testing.T) {
 func TestRetriesAreLimited(t *testing.T) {
 	inBubble(t, Config{}, func(b *bed) {
 		c := b.only(&plan.Cluster{MaxRetries: 2}, hosts(2))
-		if !c.BeginRetry() || !c.BeginRetry() || c.BeginRetry() {
-			t.Error("not two at once")
+		for i, want := range []bool{true, true, false} {
+			if c.BeginRetry() != want {
+				t.Errorf("retry %d at once: want %v", i+1, want)
+			}
 		}
 		c.EndRetry()
 		if !c.BeginRetry() {
