@@ -22,14 +22,15 @@ import (
 // that answers.
 type chain struct {
 	filters []Filter
-	handler Handler
+	router  *router.Router
+	waits   bool // some filter may
 }
 
 // run takes x through the chain: when it returns, the response is there.
 func (c *chain) run(x *exchange.Exchange) {
 	n := c.request(x)
 	if x.Response.Status == 0 {
-		c.handler(x)
+		c.router.Handle(x)
 	}
 	c.response(x, n)
 }
@@ -59,7 +60,7 @@ func (c *chain) response(x *exchange.Exchange, n int) {
 // compose returns the chain. The order matters; requests pass from top to bottom,
 // responses from bottom to top.
 func compose(cfg Config, rules func() *rbac.Engine) chain {
-	handler := router.New(router.Config{
+	last := router.New(router.Config{
 		Routes:        cfg.Routes,
 		Clusters:      cfg.Clusters,
 		Metadata:      outgoing(cfg, cfg.OwnMetadata),
@@ -94,7 +95,11 @@ func compose(cfg Config, rules func() *rbac.Engine) chain {
 		// Before all that costs memory.
 		filters = slices.Insert(filters, 1, shed.New(cfg.Overloaded))
 	}
-	return chain{filters: filters, handler: handler}
+	c := chain{filters: filters, router: last}
+	for _, f := range filters {
+		c.waits = c.waits || f.Waits
+	}
+	return c
 }
 
 // outgoing returns what upstreams are told: an application is told nothing.

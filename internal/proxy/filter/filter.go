@@ -82,7 +82,9 @@ type Server struct {
 	cfg       Config
 	chain     chain
 	observers []func(*exchange.Exchange)
-	streams   sync.Pool // of *stream; a server's own, because timers are in it
+	// streams and relays are the server's own, because timers are in them.
+	streams sync.Pool // of *stream
+	relays  sync.Pool // of *router.Relay
 	// rules are those in force.
 	rules atomic.Pointer[rbac.Engine]
 

@@ -424,13 +424,11 @@ func TestPanicEndsOneConnectionOnly(t *testing.T) {
 	inBubble(t, func(b *bed) {
 		b.cluster("c", b.backend("10.0.1.1:80", reply(ok("x"))))
 		b.start(to("c"))
-		next := b.server.chain.handler
-		b.server.chain.handler = func(x *exchange.Exchange) {
+		b.server.chain.filters = append(b.server.chain.filters, Filter{Request: func(x *exchange.Exchange) {
 			if string(x.Request.Path) == "/panic" {
 				panic("test")
 			}
-			next(x)
-		}
+		}})
 		other, c := b.dial(), b.dial()
 		other.get("/")
 		other.read("GET").want(t, 200, "x")

@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/filter/router"
 	"github.com/heddle-mesh/heddle/internal/proxy/http2"
 )
 
-// session is a client's connection that speaks HTTP/2.
+// session is a client's connection that speaks HTTP/2. It is the http2.StreamHandler of
+// streams that begin, and the owner of their relays.
 type session struct {
 	s       *Server
 	info    *exchange.Conn
@@ -28,7 +30,7 @@ func (s *Server) serveHTTP2(ctx context.Context, c net.Conn, first []byte, info 
 	conn := http2.NewServer(http2.Config{
 		Conn:            c,
 		First:           first,
-		Handler:         http2.Blocking(k.serve),
+		Handler:         k.handler(),
 		ExtendedConnect: true,
 		Budget:          s.cfg.Budget,
 		FrameTimeout:    s.cfg.HeaderTimeout,
@@ -42,8 +44,86 @@ func (s *Server) serveHTTP2(ctx context.Context, c net.Conn, first []byte, info 
 	return conn.Run(ctx)
 }
 
-// stream is a request of such a connection while it is served. It is also its
-// exchange.Client.
+// handler says who hears of streams that begin. Where filters may wait, each stream
+// has a goroutine; else the router forwards it without, as long as nothing has to be
+// waited for.
+func (k *session) handler() http2.StreamHandler {
+	if k.s.chain.waits {
+		return http2.Blocking(k.serve)
+	}
+	return k
+}
+
+// OnHeaders implements http2.StreamHandler.
+func (k *session) OnHeaders(b *http2.Batch, s *http2.Stream, h *http2.Head, end bool) {
+	h.Keep()
+	f, _ := k.s.relays.Get().(*router.Relay)
+	if f == nil {
+		f = k.s.chain.router.NewRelay()
+	}
+	f.Start(b, k, k.exchange(h, end), s, h, end, k.s.chain.request)
+}
+
+// OnData implements http2.StreamHandler: relays hear what follows the head.
+func (k *session) OnData(*http2.Batch, *http2.Stream, []byte, bool) {}
+
+// OnTrailers implements http2.StreamHandler.
+func (k *session) OnTrailers(*http2.Batch, *http2.Stream, *http2.Head) {}
+
+// OnReset implements http2.StreamHandler.
+func (k *session) OnReset(*http2.Batch, *http2.Stream, http2.Reset) {}
+
+// OnWindow implements http2.StreamHandler.
+func (k *session) OnWindow(*http2.Batch, *http2.Stream, int) {}
+
+// Respond implements router.Owner.
+func (k *session) Respond(x *exchange.Exchange, seen int) { k.s.chain.response(x, seen) }
+
+// Observe implements router.Owner.
+func (k *session) Observe(x *exchange.Exchange) { k.s.observe(x) }
+
+// Panicked implements router.Owner.
+func (k *session) Panicked(x *exchange.Exchange, v any) { k.s.panicked("forwarding", x, v) }
+
+// Free implements router.Owner.
+func (k *session) Free(f *router.Relay) { k.s.relays.Put(f) }
+
+// Wait implements router.Owner.
+func (k *session) Wait(f *router.Relay, x *exchange.Exchange, seen int, p *http2.Pipe) {
+	p.Go(func(p *http2.Pipe) {
+		defer f.Drop()
+		k.stream(p, x, func() {
+			f.Resume(x)
+			k.s.chain.response(x, seen)
+		})
+	})
+}
+
+// exchange begins an exchange with a request's head. What is wrong with it is
+// answered.
+func (k *session) exchange(h *http2.Head, end bool) *exchange.Exchange {
+	x := exchange.Get()
+	x.Conn, x.Context = k.info, k.context
+	x.Start = k.s.cfg.Now()
+	x.Request.Scheme = scheme(k.info)
+	if details := http2.ReadRequest(x, h, end); details != "" {
+		x.Fail(exchange.ClientProtocolError, 400, "", details)
+	}
+	return x
+}
+
+// serve handles a stream where filters may wait.
+func (k *session) serve(p *http2.Pipe) {
+	x := k.exchange(p.Request, p.Bare)
+	k.stream(p, x, func() {
+		if x.Response.Status == 0 {
+			k.s.chain.run(x)
+		}
+	})
+}
+
+// stream is a request of such a connection while it is served by a goroutine. It is
+// also its exchange.Client.
 type stream struct {
 	*session
 	pipe     *http2.Pipe
@@ -57,37 +137,26 @@ type stream struct {
 	sends   time.Time // the read deadline while a body comes
 }
 
-// serve handles a stream.
-func (k *session) serve(p *http2.Pipe) {
+// stream serves x as a Pipe; handle answers it.
+func (k *session) stream(p *http2.Pipe, x *exchange.Exchange, handle func()) {
 	st, _ := k.s.streams.Get().(*stream)
 	if st == nil {
 		st = &stream{}
 	}
 	st.session, st.pipe, st.begun, st.aborted, st.sends = k, p, false, false, time.Time{}
-	st.one()
+	st.one(x, handle)
 	st.session, st.pipe, st.cancel = nil, nil, nil
 	k.s.streams.Put(st)
 }
 
-// one handles the request.
-func (st *stream) one() {
-	x := exchange.Get()
+func (st *stream) one(x *exchange.Exchange, handle func()) {
 	defer exchange.Put(x)
 	ctx, cancel := context.WithCancel(st.context)
 	defer cancel()
 	st.cancel = cancel
-	x.Conn, x.Client, x.Context, x.Terminal = st.info, st, ctx, &st.terminal
-	x.Start = st.s.cfg.Now()
-	x.Request.Scheme = scheme(st.info)
+	x.Client, x.Context, x.Terminal = st, ctx, &st.terminal
 
-	// 1st: the head.
-	end := st.pipe.Bare
-	if details := http2.ReadRequest(x, st.pipe.Request, end); details != "" {
-		x.Fail(exchange.ClientProtocolError, 400, "", details)
-		st.pipe.Send(x)
-		st.s.observe(x)
-		return
-	}
+	// 1st: the body, if there is one.
 	if q := &x.Request; q.Framing != exchange.NoBody {
 		b := st.pipe.Body()
 		if q.IsGRPC() {
@@ -98,7 +167,7 @@ func (st *stream) one() {
 	}
 
 	// 2nd: the answer, and the way back.
-	complete := st.answer(x)
+	complete := st.answer(x, handle)
 	st.s.finish(x, complete)
 	st.pipe.Unwatch()
 
@@ -106,9 +175,9 @@ func (st *stream) one() {
 	st.s.observe(x)
 }
 
-// answer runs the chain and sends the response, and reports whether all of it was
-// sent. A panic ends this stream, and no other.
-func (st *stream) answer(x *exchange.Exchange) (complete bool) {
+// answer has the request handled and sends the response, and reports whether all of
+// it was sent. A panic ends this stream, and no other.
+func (st *stream) answer(x *exchange.Exchange, handle func()) (complete bool) {
 	defer func() {
 		if p := recover(); p != nil {
 			complete = false
@@ -119,7 +188,7 @@ func (st *stream) answer(x *exchange.Exchange) (complete bool) {
 			}
 		}
 	}()
-	st.s.chain.run(x)
+	handle()
 	st.begun = true
 	return st.send(x)
 }

@@ -70,6 +70,21 @@ func (k blocking) OnHeaders(_ *Batch, s *Stream, h *Head, end bool) {
 	s.conn.others.Go(func() { p.run(k.serve) })
 }
 
+// NewPipe makes a Pipe of a client's stream that another handler had until now, and
+// which passes on to it what it still hears. Of the request h came, which is the
+// Pipe's from now on, and data; end says whether that was all.
+func NewPipe(s *Stream, h *Head, data []byte, end bool) *Pipe {
+	p := newPipe(s.conn)
+	p.stream, p.Request, p.Bare, p.inEnd = s, h, end && len(data) == 0, end
+	if len(data) > 0 && !p.in.append(&p.conn.account, data) {
+		p.fail(ErrBudget)
+	}
+	return p
+}
+
+// Go calls serve in a goroutine of its own, as Blocking does.
+func (p *Pipe) Go(serve func(*Pipe)) { p.conn.others.Go(func() { p.run(serve) }) }
+
 func (p *Pipe) run(serve func(*Pipe)) {
 	defer p.Close()
 	if f := p.conn.cfg.OnPanic; f != nil {

@@ -56,12 +56,13 @@ func (s *sharing) wake() {
 }
 
 // pick returns a connection with room for a stream, the fullest first: the more
-// streams share one, the more of them share a system call. Endpoint.mu is held.
-func (s *sharing) pick(secured uint64) *Shared {
+// streams share one, the more of them share a system call. Without counted it takes
+// none whose streams are. Endpoint.mu is held.
+func (s *sharing) pick(secured uint64, counted bool) *Shared {
 	for i := 0; i < len(s.list); i++ {
 		c := s.list[i]
 		switch {
-		case c.secured != secured, c.limited && c.left == 0:
+		case c.secured != secured, c.limited && (!counted || c.left == 0):
 		case c.Room() > 0:
 			if c.limited {
 				c.left--
@@ -97,10 +98,11 @@ func (c *Cluster) Share(ctx context.Context, w Want) (*Shared, error) {
 }
 
 // TryShare is Share for callers that can not wait: it returns nil if there is no
-// connection with room right now.
+// connection with room right now. Neither does it return one whose streams are
+// counted: there is no Opened to say, for that may end the connection.
 func (c *Cluster) TryShare(w *Want) (*Shared, error) {
 	s := c.state.Load()
-	if s.picker == nil && isDNS(s.plan.Discovery) {
+	if s.plan.MaxPerConn > 0 || s.picker == nil && isDNS(s.plan.Discovery) {
 		return nil, nil
 	}
 	s, e, err := c.admit(context.Background(), w, true)
@@ -108,7 +110,7 @@ func (c *Cluster) TryShare(w *Want) (*Shared, error) {
 		return nil, err
 	}
 	e.mu.Lock()
-	conn := e.shared.pick(s.secured)
+	conn := e.shared.pick(s.secured, false)
 	e.mu.Unlock()
 	if conn == nil {
 		c.end(e)
@@ -123,7 +125,7 @@ func (c *Cluster) TryShare(w *Want) (*Shared, error) {
 // however many wait.
 func (c *Cluster) share(ctx context.Context, s *state, e *Endpoint, w *Want) (*Shared, error) {
 	e.mu.Lock()
-	conn := e.shared.pick(s.secured)
+	conn := e.shared.pick(s.secured, true)
 	fails := e.shared.fails
 	e.mu.Unlock()
 	if conn != nil {
@@ -142,7 +144,7 @@ func (c *Cluster) share(ctx context.Context, s *state, e *Endpoint, w *Want) (*S
 	}
 	for {
 		e.mu.Lock()
-		if conn := e.shared.pick(s.secured); conn != nil {
+		if conn := e.shared.pick(s.secured, true); conn != nil {
 			e.mu.Unlock()
 			return conn, nil
 		}

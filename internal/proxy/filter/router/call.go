@@ -18,7 +18,7 @@ type call struct {
 	one   hop1
 	two   hop2
 
-	r       *router
+	r       *Router
 	x       *exchange.Exchange
 	cluster *upstream.Cluster
 	rule    *plan.Route
@@ -56,7 +56,7 @@ func newCall() *call {
 
 func (c *call) clientLeft() { c.guard.interrupt(clientGone) }
 
-func (c *call) begin(r *router, x *exchange.Exchange, cluster *upstream.Cluster, rule *plan.Route, retry *route.Retry) {
+func (c *call) begin(r *Router, x *exchange.Exchange, cluster *upstream.Cluster, rule *plan.Route, retry *route.Retry) {
 	c.r, c.x, c.cluster, c.rule, c.retry = r, x, cluster, rule, retry
 	c.retries, c.fresh, c.answered, c.stream, c.spent, c.body = 0, false, false, false, false, nil
 	c.start, c.began, c.hashed, c.retrying = x.Start, x.Start, false, false
@@ -72,7 +72,7 @@ func (c *call) begin(r *router, x *exchange.Exchange, cluster *upstream.Cluster,
 
 // wait holds a request up before it is sent anywhere. It reports false if its client
 // left meanwhile.
-func (c *call) wait(r *router, x *exchange.Exchange, d time.Duration) bool {
+func (c *call) wait(r *Router, x *exchange.Exchange, d time.Duration) bool {
 	c.r, c.x = r, x
 	c.guard.now = r.cfg.Now
 	c.guard.begin()
@@ -83,14 +83,19 @@ func (c *call) wait(r *router, x *exchange.Exchange, d time.Duration) bool {
 	c.guard.sleep(d)
 	why := c.guard.end()
 	if why != none {
-		c.failInterrupted(why)
+		failInterrupted(x, why)
 	}
 	return why == none
 }
 
-// run makes attempts until there is an answer.
-func (c *call) run() {
+// run makes attempts until there is an answer. first is how one attempt failed that
+// was made already, or nil.
+func (c *call) run(first *failure) {
 	c.prepare()
+	if first != nil && !c.retryFailure(first) {
+		c.fail(first)
+		return
+	}
 	for {
 		c.x.Upstream.Attempts++
 		f := c.attempt()
@@ -111,10 +116,7 @@ func (c *call) run() {
 // prepare makes what all attempts send alike.
 func (c *call) prepare() {
 	x, q := c.x, &c.x.Request
-	if t := c.expected(); t > 0 {
-		ms := strconv.AppendInt(x.Scratch(), t.Milliseconds(), 10)
-		q.Header.Set(exchange.ExpectedTimeout, x.Keep(ms))
-	}
+	expect(x, c.timeout, c.retry)
 	if c.r.cfg.CountAttempts {
 		q.Header.Del(exchange.AttemptCount)
 	}
@@ -155,10 +157,10 @@ func (c *call) uploaded(now time.Time) {
 	c.guard.limit(now.Add(watchAfter), all)
 }
 
-// introduces reports whether the endpoint is told who calls: only workloads of the
+// introduces reports whether an endpoint is told who calls: only workloads of the
 // mesh are.
-func (c *call) introduces() bool {
-	return c.r.cfg.Metadata != "" && (c.endpoint.MTLS || c.endpoint.Workload.Name != "")
+func (r *Router) introduces(e *upstream.Endpoint) bool {
+	return r.cfg.Metadata != "" && (e.MTLS || e.Workload.Name != "")
 }
 
 // attempt sends the request once and reads the response's head.
@@ -205,9 +207,16 @@ func (c *call) connect() failure {
 // frequency that it gives previous_priorities.
 const remoteAfter = 2
 
+// succeeded reports whether a response is no fault of the server's.
+func succeeded(r *exchange.Response) bool {
+	return r.Status < 500 && !exchange.GRPCFault(r.GRPCStatus)
+}
+
 // meet notes which endpoint was chosen.
-func (c *call) meet(e *upstream.Endpoint) {
-	u := &c.x.Upstream
+func (c *call) meet(e *upstream.Endpoint) { meet(c.x, e) }
+
+func meet(x *exchange.Exchange, e *upstream.Endpoint) {
+	u := &x.Upstream
 	u.Remote, u.Local, u.PeerID, u.MTLS = e.Address, netip.AddrPort{}, "", false
 	u.Workload, u.Handles, u.Peer = &e.Workload, &e.Handles, &e.Peer
 }
@@ -262,18 +271,24 @@ func (c *call) accept() {
 	if c.retry != nil && c.retry.PerTry > 0 {
 		c.guard.attach(c.hop, time.Time{}) // an attempt's time ends with its head
 	}
-	x.Details = "via_upstream"
-	r.GRPCStatus = exchange.GRPCCode(r.Header.Get(exchange.GRPCStatus))
-	x.Upstream.FirstByte = c.r.cfg.Now()
+	accept(x, c.r.cfg.Now())
 	c.endpoint.Observe(upstream.Answered, health(r), x.Upstream.FirstByte.Sub(c.began))
-	ms := strconv.AppendInt(x.Scratch(), x.Upstream.FirstByte.Sub(x.Start).Milliseconds(), 10)
-	r.Header.Set(exchange.ServiceTime, x.Keep(ms))
 	if r.Status == 101 || x.Request.Connect && r.Status < 300 {
 		c.guard.limit(time.Time{}, time.Time{})
 		x.Tunnel = c.hop.tunnel()
 		return
 	}
 	r.Body = c.hop.body()
+}
+
+// accept notes that x's response is the upstream's.
+func accept(x *exchange.Exchange, now time.Time) {
+	r := &x.Response
+	x.Details = "via_upstream"
+	r.GRPCStatus = exchange.GRPCCode(r.Header.Get(exchange.GRPCStatus))
+	x.Upstream.FirstByte = now
+	ms := strconv.AppendInt(x.Scratch(), now.Sub(x.Start).Milliseconds(), 10)
+	r.Header.Set(exchange.ServiceTime, x.Keep(ms))
 }
 
 // release ends the use of the attempt's way.
@@ -293,7 +308,7 @@ func (c *call) Finish(x *exchange.Exchange, complete bool) {
 	r := &x.Response
 	if c.endpoint != nil {
 		if !complete && !x.ClientGone {
-			c.cutShort(why)
+			cutShort(x, why, c.hop.cut())
 		}
 		if r.Body != nil && complete {
 			if t := r.Body.Trailers(); t != nil && t.Has(exchange.GRPCStatus) {
@@ -302,7 +317,7 @@ func (c *call) Finish(x *exchange.Exchange, complete bool) {
 		}
 		reusable := complete && why == none && c.answered && x.Tunnel == nil && !x.Uploading.Load() &&
 			(r.Body == nil || r.Body.Done()) && c.hop.spent()
-		c.endpoint.Report(complete && r.Status < 500 && !exchange.GRPCFault(r.GRPCStatus))
+		c.endpoint.Report(complete && succeeded(r))
 		c.release(reusable)
 	}
 	if c.retrying {

@@ -22,6 +22,7 @@ const (
 	refusedStream             // it did not take the stream, and has not acted on it
 	remoteReset               // it reset the stream
 	localReset                // the proxy did
+	unwanted                  // it answered with a status that the route tries again
 	protocol                  // it answered something that is not HTTP
 	interrupted               // by the guard
 )
@@ -81,6 +82,10 @@ func (c *call) broken(err error, unsent bool) failure {
 
 // blame tells the endpoint's health of a failure that is the endpoint's.
 func (c *call) blame(f *failure) {
+	blame(c.endpoint, f, c.r.cfg.Now().Sub(c.began))
+}
+
+func blame(e *upstream.Endpoint, f *failure, took time.Duration) {
 	outcome := upstream.Unreachable
 	switch {
 	case f.stale:
@@ -91,7 +96,7 @@ func (c *call) blame(f *failure) {
 		}
 		outcome = upstream.TimedOut
 	}
-	c.endpoint.Observe(outcome, 0, c.r.cfg.Now().Sub(c.began))
+	e.Observe(outcome, 0, took)
 }
 
 // health is the status by which an answer counts for its endpoint: a call of gRPC
@@ -111,17 +116,20 @@ func health(r *exchange.Response) int {
 
 // replayable reports whether the request can be sent again without asking the
 // route's policy: if nothing of it was sent, or if doing it twice is the same as
-// once. Source: RFC 9110 section 9.2.2.
+// once.
 func (c *call) replayable(unsent bool) bool {
 	if c.spent || c.answered {
 		return false
 	}
-	if unsent {
-		return true
-	}
-	switch string(c.x.Request.Method) {
+	return unsent || idempotent(&c.x.Request)
+}
+
+// idempotent reports whether doing it twice is the same as once. Source: RFC 9110
+// section 9.2.2.
+func idempotent(q *exchange.Request) bool {
+	switch string(q.Method) {
 	case "GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE":
-		return c.x.Request.Upgrade == nil
+		return q.Upgrade == nil
 	}
 	return false
 }
@@ -150,6 +158,8 @@ func (c *call) retryFailure(f *failure) bool {
 		want = c.retry.Reset(f.unsent)
 	case refusedStream:
 		want = c.retry.Refused()
+	case unwanted:
+		want = true
 	case interrupted:
 		want = f.why == tryTimeout && c.retry.Reset(false)
 	}
@@ -219,13 +229,16 @@ func backoff(n int, base time.Duration, random uint64) time.Duration {
 
 // fail answers for the upstream.
 func (c *call) fail(f *failure) {
-	const prefix = "upstream connect error or disconnect/reset before headers. reset reason: "
-	x := c.x
 	c.answered = true
+	fail(c.x, f)
+}
+
+func fail(x *exchange.Exchange, f *failure) {
+	const prefix = "upstream connect error or disconnect/reset before headers. reset reason: "
 	switch f.kind {
 	case noHost:
 		x.Fail(exchange.NoHealthyUpstream, 503, "no healthy upstream", "no_healthy_upstream")
-	case overflow:
+	case overflow, unwanted: // no retry more is allowed, and the answer is gone
 		x.Fail(exchange.UpstreamOverflow, 503, prefix+"overflow", "upstream_reset_before_response_started{overflow}")
 		x.Response.Header.AddString(exchange.Other, "x-envoy-overloaded", "true")
 	case protocol:
@@ -249,12 +262,11 @@ func (c *call) fail(f *failure) {
 	case localReset:
 		x.Fail(exchange.LocalReset, 503, prefix+"local reset", "upstream_reset_before_response_started{local_reset}")
 	case interrupted:
-		c.failInterrupted(f.why)
+		failInterrupted(x, f.why)
 	}
 }
 
-func (c *call) failInterrupted(why cause) {
-	x := c.x
+func failInterrupted(x *exchange.Exchange, why cause) {
 	switch why {
 	case allTimeout:
 		x.Fail(exchange.UpstreamTimeout, 504, "upstream request timeout", "response_timeout")
@@ -273,13 +285,13 @@ func (c *call) failInterrupted(why cause) {
 	}
 }
 
-// cutShort says why the response ended early, after its head was sent.
-func (c *call) cutShort(why cause) {
-	x := c.x
+// cutShort says why the response ended early, after its head was sent: by the guard,
+// or else by the upstream.
+func cutShort(x *exchange.Exchange, why cause, by kind) {
 	switch why {
 	case none:
 		flag, reason := exchange.UpstreamTermination, "connection_termination"
-		switch c.hop.cut() {
+		switch by {
 		case remoteReset, refusedStream:
 			flag, reason = exchange.UpstreamReset, "remote_reset"
 		case localReset:

@@ -57,7 +57,7 @@ func (h *hop1) send(body []byte, more bool) (unsent bool, err error) {
 		b = strconv.AppendInt(b, int64(c.retries+1), 10)
 		b = append(b, "\r\n"...)
 	}
-	if c.introduces() {
+	if c.r.introduces(c.endpoint) {
 		b = http1.AppendField(b, mtls.HeaderMetadata, c.r.cfg.Metadata)
 		if c.r.cfg.MetadataID != "" {
 			b = http1.AppendField(b, mtls.HeaderMetadataID, c.r.cfg.MetadataID)

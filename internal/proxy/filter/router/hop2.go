@@ -37,33 +37,34 @@ func (h *hop2) connect(w upstream.Want) (*upstream.Endpoint, error) {
 	}
 	h.shared = shared
 	u := &h.call.x.Upstream
-	h.call.meet(shared.Endpoint)
+	meet(h.call.x, shared.Endpoint)
 	u.Local, u.PeerID, u.MTLS = shared.Local, shared.PeerID, shared.MTLS
 	return shared.Endpoint, nil
 }
 
-// introduce puts into the header what differs between attempts.
-func (c *call) introduce() {
-	q := &c.x.Request
-	if c.r.cfg.CountAttempts {
-		q.Header.Set(exchange.AttemptCount, c.x.Keep(strconv.AppendInt(c.x.Scratch(), int64(c.retries+1), 10)))
+// introduce puts into the header what differs between attempts: the number of this
+// one, and who calls.
+func (r *Router) introduce(x *exchange.Exchange, e *upstream.Endpoint, attempt int) {
+	h := &x.Request.Header
+	if r.cfg.CountAttempts {
+		h.Set(exchange.AttemptCount, x.Keep(strconv.AppendInt(x.Scratch(), int64(attempt), 10)))
 	}
-	if c.r.cfg.Metadata == "" {
+	if r.cfg.Metadata == "" {
 		return
 	}
-	q.Header.Del(exchange.PeerMetadata)
-	q.Header.Del(exchange.PeerMetadataID)
-	if c.introduces() {
-		q.Header.AddString(exchange.PeerMetadata, mtls.HeaderMetadata, c.r.cfg.Metadata)
-		if c.r.cfg.MetadataID != "" {
-			q.Header.AddString(exchange.PeerMetadataID, mtls.HeaderMetadataID, c.r.cfg.MetadataID)
+	h.Del(exchange.PeerMetadata)
+	h.Del(exchange.PeerMetadataID)
+	if r.introduces(e) {
+		h.AddString(exchange.PeerMetadata, mtls.HeaderMetadata, r.cfg.Metadata)
+		if r.cfg.MetadataID != "" {
+			h.AddString(exchange.PeerMetadataID, mtls.HeaderMetadataID, r.cfg.MetadataID)
 		}
 	}
 }
 
 func (h *hop2) send(body []byte, more bool) (unsent bool, err error) {
 	x := h.call.x
-	h.call.introduce()
+	h.call.r.introduce(x, h.call.endpoint, h.call.retries+1)
 	http2.RequestHead(&h.head, x)
 	end := !more && x.Request.Upgrade == nil && !x.Request.Connect
 	b := x.Request.Body
@@ -140,9 +141,11 @@ func (h *hop2) skip() bool { return false }
 
 func (h *hop2) spent() bool { return true }
 
-// failure tells what became of a stream in Envoy's words. Source: Envoy,
+func (h *hop2) failure(err error, unsent bool) failure { return streamFailure(h.shared, err, unsent) }
+
+// streamFailure tells what became of a stream in Envoy's words. Source: Envoy,
 // Http::Utility::resetReasonToString and the router's response flags.
-func (h *hop2) failure(err error, unsent bool) failure {
+func streamFailure(shared *upstream.Shared, err error, unsent bool) failure {
 	switch {
 	case errors.Is(err, http2.ErrStreams), errors.Is(err, http2.ErrGoingAway):
 		return failure{kind: terminated, unsent: true, stale: true, reason: "connection termination"}
@@ -156,7 +159,7 @@ func (h *hop2) failure(err error, unsent bool) failure {
 	case r.Conn && (r.Remote || r.Code == http2.NoError):
 		f := failure{kind: terminated, unsent: unsent || r.Retry, stale: r.Retry, reason: "connection termination", transport: mtls.Reason(r.Cause)}
 		select {
-		case <-h.shared.Ready():
+		case <-shared.Ready():
 		default:
 			if f.transport != "" {
 				// The server did not accept the certificate; see hop1.

@@ -131,13 +131,13 @@ func (c *call) dropCopies() {
 	c.copies = c.copies[:0]
 }
 
-func (r *router) drop(s *shadow) {
+func (r *Router) drop(s *shadow) {
 	r.copies.Add(-1)
 	exchange.Put(s.x)
 }
 
 // run sends the copy and reads the answer to its end, for nobody.
-func (s *shadow) run(r *router) {
+func (s *shadow) run(r *Router) {
 	x := s.x
 	defer r.drop(s)
 	defer func() {
@@ -157,7 +157,7 @@ func (s *shadow) run(r *router) {
 	c := newCall()
 	c.begin(r, x, s.cluster, &s.rule, nil)
 	x.OnFinish(c)
-	c.run()
+	c.run(nil)
 	complete := x.Tunnel == nil
 	for b := x.Response.Body; b != nil && complete; {
 		if _, err := b.Next(); err != nil {

@@ -37,13 +37,21 @@ type Config struct {
 	Log           *slog.Logger     // nil: slog.Default
 }
 
-type router struct {
+// Router is the handler of a chain.
+type Router struct {
 	cfg    Config
 	copies atomic.Int64 // mirrored requests that are on their way
 }
 
-// New returns the handler.
-func New(cfg Config) exchange.Handler {
+// Target is where a request goes, and how often.
+type Target struct {
+	Cluster *upstream.Cluster
+	Rule    *plan.Route
+	Retry   *route.Retry
+}
+
+// New returns a router.
+func New(cfg Config) *Router {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -53,12 +61,11 @@ func New(cfg Config) exchange.Handler {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	r := &router{cfg: cfg}
-	return r.handle
+	return &Router{cfg: cfg}
 }
 
-// handle answers x.
-func (r *router) handle(x *exchange.Exchange) {
+// Handle answers x. It is an exchange.Handler.
+func (r *Router) Handle(x *exchange.Exchange) {
 	var d route.Decision
 	if t := r.cfg.Routes(); t != nil {
 		d = t.Match(route.Of(x))
@@ -90,8 +97,42 @@ func (r *router) handle(x *exchange.Exchange) {
 	cors.Response(x, p, allowed)
 }
 
+// quick decides for a request whose route does nothing but send it to a cluster. For
+// all others it reports false, and has changed nothing.
+func (r *Router) quick(x *exchange.Exchange) (t Target, ok bool) {
+	var d route.Decision
+	if t := r.cfg.Routes(); t != nil {
+		d = t.Match(route.Of(x))
+	}
+	p := d.Route
+	if p == nil || d.Action != nil || p.Fault != nil || p.CORS != nil || p.Direct != nil || p.Redirect != nil || x.Request.Connect {
+		return t, false
+	}
+	i := route.Share(p.Clusters, r.cfg.Random())
+	if i < 0 {
+		return t, false
+	}
+	share := &p.Clusters[i]
+	c := r.cfg.Clusters.Cluster(share.Cluster)
+	if c == nil {
+		return t, false
+	}
+	x.Host, x.Rule, x.Cluster = d.Host, p, share.Cluster
+	x.Upstream.Service = c.Plan().Service
+	rewrite(x, d, share)
+	return Target{c, p, d.Retry}, true
+}
+
+// begin makes a call of x, which was decided about.
+func (r *Router) begin(x *exchange.Exchange, t Target) *call {
+	c := callOf(x)
+	c.begin(r, x, t.Cluster, t.Rule, t.Retry)
+	x.OnFinish(c)
+	return c
+}
+
 // act does what the route says. delayed says that the request was held up before.
-func (r *router) act(x *exchange.Exchange, d route.Decision, delayed bool) {
+func (r *Router) act(x *exchange.Exchange, d route.Decision, delayed bool) {
 	switch {
 	case d.Route.Direct != nil:
 		x.Reply(int(d.Route.Direct.Status), d.Route.Direct.Body, "direct_response")
@@ -107,7 +148,7 @@ func (r *router) act(x *exchange.Exchange, d route.Decision, delayed bool) {
 }
 
 // spoil delays and aborts a request as far as the dice say so.
-func (r *router) spoil(x *exchange.Exchange, f *plan.Fault) (delayed, answered bool) {
+func (r *Router) spoil(x *exchange.Exchange, f *plan.Fault) (delayed, answered bool) {
 	if f.DelayFraction > 0 && fault.Delays(f, r.cfg.Random()) {
 		delayed = true
 		x.Flags |= exchange.DelayInjected
@@ -123,7 +164,7 @@ func (r *router) spoil(x *exchange.Exchange, f *plan.Fault) (delayed, answered b
 }
 
 // forward sends x to one of the route's clusters.
-func (r *router) forward(x *exchange.Exchange, d route.Decision, delayed bool) {
+func (r *Router) forward(x *exchange.Exchange, d route.Decision, delayed bool) {
 	var share *plan.WeightedCluster
 	i := route.Share(d.Route.Clusters, r.cfg.Random())
 	if i >= 0 {
@@ -145,7 +186,7 @@ func (r *router) forward(x *exchange.Exchange, d route.Decision, delayed bool) {
 	}
 	x.OnFinish(call)
 	if d.Action == nil {
-		call.run()
+		call.run(nil)
 		return
 	}
 	edits, parts := d.Action.Edits, d.Action.Shares
@@ -158,7 +199,7 @@ func (r *router) forward(x *exchange.Exchange, d route.Decision, delayed bool) {
 	random := r.cfg.Random()
 	var cookie *plan.HashPolicy
 	call.hash, call.hashed, cookie = d.Action.Hash(x, random)
-	call.run()
+	call.run(nil)
 	if x.Response.Local {
 		return
 	}
@@ -219,10 +260,13 @@ func timeoutOf(q *exchange.Request, p *plan.Route) time.Duration {
 	return p.Timeout
 }
 
-// expected returns what x-envoy-expected-rq-timeout-ms tells the upstream.
-func (c *call) expected() time.Duration {
-	if c.retry != nil && c.retry.PerTry > 0 && (c.timeout == 0 || c.retry.PerTry < c.timeout) {
-		return c.retry.PerTry
+// expect tells the upstream how long it has.
+func expect(x *exchange.Exchange, timeout time.Duration, retry *route.Retry) {
+	if retry != nil && retry.PerTry > 0 && (timeout == 0 || retry.PerTry < timeout) {
+		timeout = retry.PerTry
 	}
-	return c.timeout
+	if timeout > 0 {
+		ms := strconv.AppendInt(x.Scratch(), timeout.Milliseconds(), 10)
+		x.Request.Header.Set(exchange.ExpectedTimeout, x.Keep(ms))
+	}
 }
