@@ -121,6 +121,9 @@ func (f *fixture) tell(pod string, p peer, r role, listen, upstream netip.AddrPo
 		Name: fmt.Sprintf("outbound|%d||%s.bench", upstream.Port(), pod), ConnectTimeout: 10 * time.Second,
 		Service: plan.ServiceRef{Host: pod + ".bench", Name: pod, Namespace: "default"},
 	}
+	if r.http2 {
+		cluster.Protocol = plan.HTTP2
+	}
 	l := &plan.Listener{Name: "bench_" + pod, Address: listen, Bound: true, Chains: []*plan.FilterChain{chainOf(p, r, cluster.Name)}}
 	endpoint := plan.Endpoint{
 		Address: upstream, MTLS: r.tlsOut,
@@ -146,6 +149,9 @@ func (f *fixture) tell(pod string, p peer, r role, listen, upstream netip.AddrPo
 func protocols(r role) []string {
 	if r.tcp {
 		return []string{"istio-peer-exchange", "istio"}
+	}
+	if r.http2 {
+		return []string{"istio-h2", "istio"}
 	}
 	return []string{"istio-http/1.1", "istio"}
 }

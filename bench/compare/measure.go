@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -34,6 +37,11 @@ func requests() []column {
 		{key: "p50_us", head: "+p50 µs", format: "%.0f", added: true}, {key: "p99_us", head: "+p99 µs", format: "%.0f", added: true},
 		{key: "rss_mib", head: "RSS MiB", format: "%.1f"},
 	}
+}
+
+// throughput is requests without latencies: h2load tells no percentiles.
+func throughput() []column {
+	return slices.DeleteFunc(requests(), func(c column) bool { return c.added })
 }
 
 func megabytes() []column {
@@ -114,6 +122,58 @@ func saturated(n int) measure {
 			return readWrk(string(out))
 		})
 	}
+}
+
+// multiplexed is as many requests of HTTP/2 as go through some connections, with some
+// streams at a time on each; as calls of gRPC, they have a body of the same size.
+func multiplexed(n, streams int, grpc bool) measure {
+	return func(ctx context.Context, r *rig, s *subject) (values, error) {
+		return under(ctx, r, s, func(ctx context.Context, d time.Duration) (sample, error) {
+			args := []string{"-t1", fmt.Sprintf("-c%d", n), fmt.Sprintf("-m%d", streams), fmt.Sprintf("-D%d", max(1, int(d.Round(time.Second).Seconds())))}
+			line, headers, _ := strings.Cut(strings.TrimSpace(request), "\r\n")
+			path := strings.Fields(line)[1]
+			if grpc {
+				path = "/bench.Items/Get"
+				headers = "Host: backend.bench\r\nContent-Type: application/grpc\r\nTE: trailers\r\nUser-Agent: grpc-go/1.85.0\r\nGrpc-Accept-Encoding: gzip"
+				file := filepath.Join(r.dir, "message")
+				if err := os.WriteFile(file, message(), 0o644); err != nil {
+					return sample{}, err
+				}
+				args = append(args, "-d", file)
+			}
+			for h := range strings.SplitSeq(headers, "\r\n") {
+				if name, value, _ := strings.Cut(h, ": "); name == "Host" {
+					h = ":authority: " + value
+				}
+				args = append(args, "-H", h)
+			}
+			out, err := output(exec.CommandContext(ctx, "h2load", append(args, "http://"+s.addr.String()+path)...), r.o.cores.load)
+			if err != nil {
+				return sample{}, err
+			}
+			return readH2load(string(out))
+		})
+	}
+}
+
+// readH2load reads what h2load prints.
+func readH2load(out string) (s sample, err error) {
+	took := regexp.MustCompile(`finished in ([\d.]+m?s)`).FindStringSubmatch(out)
+	counts := regexp.MustCompile(`(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout`).FindStringSubmatch(out)
+	codes := regexp.MustCompile(`status codes: (\d+) 2xx`).FindStringSubmatch(out)
+	if took == nil || counts == nil || codes == nil {
+		return sample{}, fmt.Errorf("h2load's output has no result: %s", out)
+	}
+	if counts[2] != "0" || counts[4] != "0" {
+		return sample{}, fmt.Errorf("h2load: %s", counts[0])
+	}
+	d, err := time.ParseDuration(took[1])
+	if err != nil {
+		return sample{}, err
+	}
+	s.Seconds = d.Seconds()
+	s.Units, err = strconv.ParseFloat(codes[1], 64)
+	return s, err
 }
 
 // readWrk reads what wrk prints.

@@ -34,6 +34,7 @@ type rig struct {
 	backend *process
 	web     netip.AddrPort // of the backend: requests
 	source  netip.AddrPort // bytes
+	calls   netip.AddrPort // requests of HTTP/2
 	pods    int
 	port    int // the last that was given out
 }
@@ -84,10 +85,14 @@ func (r *rig) open(ctx context.Context) (err error) {
 	if err != nil {
 		return errors.Join(err, r.backend.failure())
 	}
-	web, source, _ := strings.Cut(line, " ")
-	var errs [2]error
-	r.web, errs[0] = netip.ParseAddrPort(web)
-	r.source, errs[1] = netip.ParseAddrPort(source)
+	addrs := strings.Fields(line)
+	if len(addrs) != 3 {
+		return fmt.Errorf("the backend says %q", line)
+	}
+	var errs [3]error
+	for i, to := range []*netip.AddrPort{&r.web, &r.source, &r.calls} {
+		*to, errs[i] = netip.ParseAddrPort(addrs[i])
+	}
 	return errors.Join(errs[:]...)
 }
 
@@ -133,8 +138,11 @@ func (s *subject) stop() {
 // start starts a subject's proxies, the one next to the backend first.
 func (r *rig) start(ctx context.Context, sub *subject, path []role) error {
 	sub.addr = r.web
-	if sub.tcp {
+	switch {
+	case sub.tcp:
 		sub.addr = r.source
+	case path[0].http2:
+		sub.addr = r.calls
 	}
 	if sub.peer.kind == direct {
 		return nil
@@ -172,7 +180,7 @@ func (r *rig) freePort() (netip.AddrPort, error) {
 // settings are what the templates of configurations see.
 type settings struct {
 	Peer             struct{ Log, Auto bool }
-	TCP              bool
+	TCP, HTTP2       bool
 	TLSIn, TLSOut    bool
 	Listen, Upstream netip.AddrPort
 	Dir, Certs       string
@@ -188,7 +196,7 @@ func (r *rig) startProxy(ctx context.Context, sub *subject, role role, listen, u
 		return err
 	}
 	set := settings{
-		TCP: role.tcp, TLSIn: role.tlsIn, TLSOut: role.tlsOut, Listen: listen, Upstream: upstream,
+		TCP: role.tcp, HTTP2: role.http2, TLSIn: role.tlsIn, TLSOut: role.tlsOut, Listen: listen, Upstream: upstream,
 		Dir: dir, Certs: r.certs, ServerName: serverName, StreamModule: streamModule,
 	}
 	set.Peer.Log, set.Peer.Auto = sub.peer.log, sub.peer.auto
@@ -368,6 +376,9 @@ func (r *rig) try(sub *subject, first role) error {
 		}
 		_, err = io.CopyN(io.Discard, bufio.NewReader(c), 1<<20)
 		return err
+	}
+	if first.http2 {
+		return askHTTP2(sub.addr.String())
 	}
 	secure, err := clientTLS(r.certs)
 	if err != nil {

@@ -22,7 +22,8 @@ type scenario struct {
 // role is what one proxy does.
 type role struct {
 	name   string
-	tcp    bool // bytes; else HTTP/1.1
+	tcp    bool // bytes
+	http2  bool // requests of HTTP/2; else of HTTP/1.1
 	tlsIn  bool // ends mutual TLS
 	tlsOut bool // begins mutual TLS
 }
@@ -59,6 +60,10 @@ func scenarios() []scenario {
 		tcpClient = role{name: "client", tcp: true, tlsOut: true}
 		tcpServer = role{name: "server", tcp: true, tlsIn: true}
 
+		h2Plain  = role{name: "plain", http2: true}
+		h2Client = role{name: "client", http2: true, tlsOut: true}
+		h2Server = role{name: "server", http2: true, tlsIn: true}
+
 		others = []peer{{name: "direct"}, {name: "haproxy", kind: haproxy}, {name: "nginx", kind: nginx}}
 		all    = append(others[:3:3], peer{name: "heddle", kind: heddle})
 	)
@@ -75,6 +80,26 @@ func scenarios() []scenario {
 		{
 			name: "http1-pair-1k", title: "HTTP/1.1, two proxies with mutual TLS between, 1 KiB, 16 connections, 1,000 requests/s, open loop",
 			path: []role{client, server}, peers: all, columns: requests(), measure: openLoop(16, 1000),
+		},
+		{
+			name: "http2-hop", title: "HTTP/2, one hop, plain text, 1 KiB, 16 connections, 1 stream each, saturated",
+			path: []role{h2Plain}, peers: all, columns: throughput(), measure: multiplexed(16, 1, false),
+		},
+		{
+			name: "grpc-hop-1", title: "gRPC unary, one hop, plain text, 1 KiB, 16 connections, 1 stream each, saturated",
+			path: []role{h2Plain}, peers: all, columns: throughput(), measure: multiplexed(16, 1, true),
+		},
+		{
+			name: "grpc-hop-10", title: "gRPC unary, one hop, plain text, 1 KiB, 16 connections, 10 streams each, saturated",
+			path: []role{h2Plain}, peers: all, columns: throughput(), measure: multiplexed(16, 10, true),
+		},
+		{
+			name: "grpc-pair-1", title: "gRPC unary, two proxies with mutual TLS between, 1 KiB, 16 connections, 1 stream each, saturated",
+			path: []role{h2Client, h2Server}, peers: all, columns: throughput(), measure: multiplexed(16, 1, true),
+		},
+		{
+			name: "grpc-pair-10", title: "gRPC unary, two proxies with mutual TLS between, 1 KiB, 16 connections, 10 streams each, saturated",
+			path: []role{h2Client, h2Server}, peers: all, columns: throughput(), measure: multiplexed(16, 10, true),
 		},
 		{
 			name: "tcp-hop", title: "TCP, one hop, plain text, 4 streams to the client",

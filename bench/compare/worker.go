@@ -3,13 +3,16 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"runtime"
 	"slices"
@@ -20,6 +23,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/http2"
 )
 
 // worker returns what this program does as a process of its own.
@@ -64,7 +70,15 @@ func backend([]string) error {
 	}
 	response := fmt.Appendf(nil, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\nDate: Fri, 01 Jan 2027 00:00:00 GMT\r\nServer: bench\r\n\r\n%s",
 		bodySize, strings.Repeat("x", bodySize))
-	fmt.Println(web.Addr(), source.Addr())
+	calls, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Println(web.Addr(), source.Addr(), calls.Addr())
+	items := newItems()
+	go accept(calls, func(c net.Conn) {
+		_ = http2.NewServer(http2.Config{Conn: c, Handler: items}).Run(context.Background()) // clients come and go
+	})
 	go accept(source, func(c net.Conn) {
 		if _, err := c.Read(make([]byte, 1)); err != nil {
 			return
@@ -93,6 +107,65 @@ func backend([]string) error {
 		}
 	})
 }
+
+// message is one of gRPC, as large as a response.
+func message() []byte {
+	b := make([]byte, 5+bodySize)
+	binary.BigEndian.PutUint32(b[1:], bodySize)
+	return b
+}
+
+// items answers requests of HTTP/2, those with a body as calls of gRPC.
+type items struct {
+	web, call, trailers *http2.Head
+	body, message       []byte
+}
+
+func newItems() *items {
+	head := func(status int, list ...string) *http2.Head {
+		h := new(exchange.Header)
+		for i := 0; i < len(list); i += 2 {
+			h.AddString(exchange.Identify([]byte(list[i])), list[i], list[i+1])
+		}
+		return &http2.Head{Status: status, Header: h}
+	}
+	return &items{
+		web:      head(200, "content-type", "application/json", "content-length", strconv.Itoa(bodySize), "date", "Fri, 01 Jan 2027 00:00:00 GMT", "server", "bench"),
+		call:     head(200, "content-type", "application/grpc"),
+		trailers: head(0, "grpc-status", "0", "grpc-message", ""),
+		body:     bytes.Repeat([]byte("x"), bodySize),
+		message:  message(),
+	}
+}
+
+// OnHeaders implements http2.StreamHandler.
+func (k *items) OnHeaders(b *http2.Batch, s *http2.Stream, _ *http2.Head, end bool) {
+	if end {
+		_ = s.SendHead(b, k.web, false) // a client that left does not matter
+		_, _ = s.SendData(b, k.body, true)
+		s.Release(b)
+	}
+}
+
+// OnData implements http2.StreamHandler.
+func (k *items) OnData(b *http2.Batch, s *http2.Stream, p []byte, end bool) {
+	s.Consume(b, len(p))
+	if end {
+		_ = s.SendHead(b, k.call, false)
+		_, _ = s.SendData(b, k.message, false)
+		_ = s.SendHead(b, k.trailers, true)
+		s.Release(b)
+	}
+}
+
+// OnTrailers implements http2.StreamHandler.
+func (k *items) OnTrailers(*http2.Batch, *http2.Stream, *http2.Head) {}
+
+// OnReset implements http2.StreamHandler.
+func (k *items) OnReset(b *http2.Batch, s *http2.Stream, _ http2.Reset) { s.Release(b) }
+
+// OnWindow implements http2.StreamHandler.
+func (k *items) OnWindow(*http2.Batch, *http2.Stream, int) {}
 
 func accept(l net.Listener, serve func(net.Conn)) error {
 	for {
@@ -328,4 +401,22 @@ func ask(addr string, secure *tls.Config) (net.Conn, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// askHTTP2 makes a request of HTTP/2.
+func askHTTP2(addr string) error {
+	tr := &http.Transport{Protocols: new(http.Protocols)}
+	tr.Protocols.SetUnencryptedHTTP2(true)
+	defer tr.CloseIdleConnections()
+	c := &http.Client{Transport: tr, Timeout: time.Second}
+	resp, err := c.Get("http://" + addr + "/")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK || len(b) != bodySize {
+		return fmt.Errorf("answer %d with %d bytes: %w", resp.StatusCode, len(b), err)
+	}
+	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -29,6 +30,7 @@ type sock struct {
 	wn       int
 	werr     error
 	writable bool
+	fits     int // of TLS: bytes that the socket takes without waiting
 	pfd      [1]unix.PollFd
 }
 
@@ -78,15 +80,13 @@ func (s *sock) read(in *input) (int, error) {
 }
 
 func (s *sock) readOnce(fd uintptr) bool {
-	for {
-		s.rn, s.rerr = syscall.Read(int(fd), s.in.room())
-		if s.rerr != syscall.EINTR {
-			break
-		}
-	}
-	if s.rerr == syscall.EAGAIN {
+	n, e := socket.Receive(fd, s.in.room())
+	if e == syscall.EAGAIN {
 		s.in.park()
 		return false
+	}
+	if s.rn, s.rerr = n, nil; e != 0 {
+		s.rerr = e
 	}
 	return true
 }
@@ -95,6 +95,9 @@ func (s *sock) readOnce(fd uintptr) bool {
 // without waiting if it is writable at all, for it is that with a third of its
 // buffer free.
 const tlsRecord = 16 << 10
+
+// perWrite is what the kernel may charge for a write beside its bytes.
+const perWrite = 2 << 10
 
 // write writes what can be written without waiting.
 func (s *sock) write(p []byte) (int, error) {
@@ -112,14 +115,20 @@ func (s *sock) write(p []byte) (int, error) {
 	}
 	n := 0
 	for n < len(p) {
-		s.writable = false
-		if err := s.raw.Control(s.tryPoll); err != nil {
-			return n, err
+		record := p[n:min(n+tlsRecord, len(p))]
+		if s.fits < len(record) {
+			// Small writes share a look at the socket.
+			s.writable = false
+			if err := s.raw.Control(s.tryPoll); err != nil {
+				return n, err
+			}
+			if !s.writable {
+				break
+			}
+			s.fits = tlsRecord
 		}
-		if !s.writable {
-			break
-		}
-		k, err := s.conn.Write(p[n:min(n+tlsRecord, len(p))])
+		s.fits -= len(record) + perWrite
+		k, err := s.conn.Write(record)
 		n += k
 		if err != nil {
 			return n, err
@@ -130,31 +139,33 @@ func (s *sock) write(p []byte) (int, error) {
 
 func (s *sock) writeSome(fd uintptr) bool {
 	for len(s.p) > 0 {
-		n, err := syscall.Write(int(fd), s.p)
-		switch err {
-		case nil:
+		n, e := socket.Send(fd, s.p)
+		switch e {
+		case 0:
 			s.wn += n
 			s.p = s.p[n:]
-		case syscall.EINTR:
 		case syscall.EAGAIN:
 			return true
 		default:
-			s.werr = err
+			s.werr = e
 			return true
 		}
 	}
 	return true
 }
 
+// noTime makes a poll a look.
+var noTime unix.Timespec
+
 func (s *sock) poll(fd uintptr) {
 	s.pfd[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLOUT}
 	for {
-		n, err := unix.Poll(s.pfd[:], 0)
-		if err == unix.EINTR {
+		n, _, e := syscall.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&s.pfd)), 1, uintptr(unsafe.Pointer(&noTime)), 0, 0, 0)
+		if e == syscall.EINTR {
 			continue
 		}
 		// An error is for the write to find.
-		s.writable = err != nil || n > 0
+		s.writable = e != 0 || n > 0
 		return
 	}
 }

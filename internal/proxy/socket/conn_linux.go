@@ -72,10 +72,10 @@ func Wrap(c net.Conn) net.Conn {
 // own.
 func (c *Conn) Plain() *net.TCPConn { return c.TCPConn }
 
-// receive and send are the system calls. A descriptor in non-blocking mode can not
+// Receive and Send are the system calls. A descriptor in non-blocking mode can not
 // keep the thread, so the scheduler need not hear of them. Those of sockets pass less
 // of the kernel than read and write do.
-func receive(fd uintptr, p []byte) (int, syscall.Errno) {
+func Receive(fd uintptr, p []byte) (int, syscall.Errno) {
 	for {
 		n, _, e := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), syscall.MSG_DONTWAIT, 0, 0)
 		if e == 0 {
@@ -87,7 +87,8 @@ func receive(fd uintptr, p []byte) (int, syscall.Errno) {
 	}
 }
 
-func send(fd uintptr, p []byte) (int, syscall.Errno) {
+// Send is the other one: see Receive.
+func Send(fd uintptr, p []byte) (int, syscall.Errno) {
 	for {
 		n, _, e := syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL, 0, 0)
 		if e == 0 {
@@ -117,7 +118,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 }
 
 func (c *Conn) readOnce(fd uintptr) bool {
-	c.inN, c.inE = receive(fd, c.in)
+	c.inN, c.inE = Receive(fd, c.in)
 	return c.inE != syscall.EAGAIN
 }
 
@@ -125,7 +126,7 @@ func (c *Conn) readInside(p []byte) (int, error) {
 	if c.empty {
 		return 0, ErrAgain
 	}
-	n, e := receive(c.fd, p)
+	n, e := Receive(c.fd, p)
 	if e == syscall.EAGAIN {
 		c.empty, c.sure = true, true
 		return 0, ErrAgain
@@ -173,7 +174,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 
 func (c *Conn) writeAll(fd uintptr) bool {
 	for {
-		n, e := send(fd, c.out[c.outN:])
+		n, e := Send(fd, c.out[c.outN:])
 		if e != 0 {
 			c.outE = e
 			return e != syscall.EAGAIN
