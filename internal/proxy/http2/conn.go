@@ -36,6 +36,7 @@ type Conn struct {
 	trash             output
 	marked            *Batch // that will flush it
 	writing           bool   // someone writes
+	gathering         bool   // someone is about to
 	mute              bool   // writing failed: nothing is written any more
 	closed            bool   // nothing more is queued
 	shut              bool   // nothing more is written

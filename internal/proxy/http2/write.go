@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -247,9 +248,24 @@ func (c *Conn) unlock(b *Batch) {
 
 // flush writes the queue, as far as the socket takes it without waiting. The rest
 // is for a goroutine. If someone is writing already, that one takes over.
+//
+// An upstream's connection has streams of many clients, whose readers run one after
+// the other. The first that would write lets the others add their frames before it
+// does; who finds one at it leaves the writing to that one.
 func (c *Conn) flush(b *Batch) {
 	c.mu.Lock()
 	c.marked = nil
+	if c.client && c.out != nil && !c.closed {
+		if c.gathering {
+			c.told()
+			return
+		}
+		c.gathering = true
+		c.mu.Unlock()
+		runtime.Gosched()
+		c.mu.Lock()
+		c.gathering = false
+	}
 	for c.out != nil && !c.writing && !c.shut {
 		o := c.out
 		c.out = nil
