@@ -1,7 +1,9 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
+	"io"
 	"net/netip"
 	"slices"
 	"time"
@@ -34,6 +36,7 @@ type Shared struct {
 	// Endpoint.mu guards
 	left     uint32 // of them
 	reserved uint32 // handed out, and not opened yet
+	first    bool   // a stream was opened before the server said how many it takes
 }
 
 // sharing is an endpoint's connections of HTTP/2. Endpoint.mu guards it.
@@ -64,6 +67,14 @@ func (s *sharing) pick(secured uint64, counted bool) *Shared {
 		switch {
 		case c.secured != secured, c.limited && (!counted || c.left == 0):
 		case c.Room() > 0:
+			if !c.settled() {
+				// One stream costs no round trip, and tells why there is no second. More
+				// might be more than the server takes.
+				if c.first {
+					continue
+				}
+				c.first = true
+			}
 			if c.limited {
 				c.left--
 				c.reserved++
@@ -75,6 +86,22 @@ func (s *sharing) pick(secured uint64, counted bool) *Shared {
 		}
 	}
 	return nil
+}
+
+// settling reports whether a connection is there of which the server has not said how
+// many streams it takes. Endpoint.mu is held.
+func (s *sharing) settling() bool {
+	return slices.ContainsFunc(s.list, func(c *Shared) bool { return !c.settled() && c.Err() == nil })
+}
+
+// settled reports whether the server has said how many streams it takes.
+func (c *Shared) settled() bool {
+	select {
+	case <-c.Ready():
+		return true
+	default:
+		return false
+	}
 }
 
 // Share returns a connection of HTTP/2 that has room for a stream. The caller opens
@@ -155,7 +182,7 @@ func (c *Cluster) share(ctx context.Context, s *state, e *Endpoint, w *Want) (*S
 		}
 		// With the cluster's limit reached, a stream may become free; an endpoint
 		// without any connection would wait for ever. Source: Envoy, connection pool.
-		if !e.shared.dialing && c.slots.try(len(e.shared.list) == 0) {
+		if !e.shared.dialing && !e.shared.settling() && c.slots.try(len(e.shared.list) == 0) {
 			e.shared.dialing = true
 			c.set.readers.Go(func() { c.makeShared(s, e) })
 		}
@@ -216,10 +243,16 @@ func (c *Cluster) makeShared(s *state, e *Endpoint) {
 	e.shared.wake()
 	e.mu.Unlock()
 
-	if err := conn.Run(context.Background()); err != nil {
+	err = conn.Run(context.Background())
+	if err != nil {
 		c.set.cfg.Log.Debug("shared connection ended", "cluster", c.Name, "endpoint", e.Address, "error", err)
 	}
 	e.mu.Lock()
+	if !conn.settled() {
+		// It never was one: those who wait need not try it one by one.
+		e.shared.fails++
+		e.shared.err = &ConnectError{Endpoint: e, Err: cmp.Or(err, io.ErrUnexpectedEOF)}
+	}
 	if i := slices.Index(e.shared.list, conn); i >= 0 {
 		e.shared.list = slices.Delete(e.shared.list, i, i+1)
 	}
