@@ -22,9 +22,9 @@ type Body interface {
 	// Take marks what Buffered returned as used. Its bytes stay valid until the
 	// next call of Next.
 	Take()
-	// Raw asks for a chunked body with its framing and trailers, checked but
-	// unchanged but for chunk extensions, instead of the data alone. It is called
-	// before the first Buffered or Next.
+	// Raw asks for a body with its chunks and trailers, checked but unchanged but for
+	// chunk extensions, instead of the data alone. It is called before the first
+	// Buffered or Next, and for messages with Framing Chunked only.
 	Raw()
 	// Done reports whether the body's end was reached.
 	Done() bool

@@ -75,6 +75,17 @@ func origin(w http.ResponseWriter, r *http.Request) {
 		}
 		w.Header().Set("X-Sum", fmt.Sprintf("%x", sum.Sum(nil)))
 		w.Header().Set(http.TrailerPrefix+"X-Got", r.Trailer.Get("X-End"))
+	case "/back":
+		// The request's body, framed as the request was.
+		b, err := io.ReadAll(r.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		w.Header().Set("X-Length", fmt.Sprint(r.ContentLength))
+		if r.ContentLength >= 0 {
+			w.Header().Set("Content-Length", fmt.Sprint(len(b)))
+		}
+		w.Write(b)
 	case "/length":
 		b := pattern(100000)
 		w.Header().Set("Content-Length", fmt.Sprint(len(b)))
@@ -139,6 +150,33 @@ func TestBodiesAndTrailersCross(t *testing.T) {
 			wg.Go(func() { echo(i * 500) })
 		}
 		wg.Wait()
+	})
+}
+
+// A body with a length arrives as it is, without the framing that one of unknown
+// length gets, and leaves the connection in order.
+func TestBodiesOfKnownLengthCross(t *testing.T) {
+	crossings(t, origin, func(t *testing.T, c *http.Client, addr string) {
+		for range 3 {
+			for _, n := range []int{0, 1, 1000, 16 << 10, 100_000, 1 << 20} {
+				for _, expect := range []string{"", "100-continue"} {
+					body := pattern(n)
+					req, _ := http.NewRequest("POST", "http://"+addr+"/back", bytes.NewReader(body))
+					if expect != "" {
+						req.Header.Set("Expect", expect)
+					}
+					r, err := c.Do(req)
+					if err != nil {
+						t.Fatal(n, err)
+					}
+					got, err := io.ReadAll(r.Body)
+					r.Body.Close()
+					if r.StatusCode != 200 || err != nil || !bytes.Equal(got, body) || r.Header.Get("X-Length") != fmt.Sprint(n) || r.ContentLength != int64(n) {
+						t.Errorf("%d bytes, expect %q: %d, %d bytes of %d, upstream was told %s, %v", n, expect, r.StatusCode, len(got), r.ContentLength, r.Header.Get("X-Length"), err)
+					}
+				}
+			}
+		}
 	})
 }
 

@@ -290,7 +290,9 @@ func (s *Server) panicked(doing string, x *exchange.Exchange, p any) {
 func (d *downstream) settle(x *exchange.Exchange) {
 	if b := x.Request.Body; b != nil && !x.Claimed {
 		// Nobody wanted the body. A short one that is here is skipped.
-		b.Raw()
+		if x.Request.Framing == exchange.Chunked {
+			b.Raw()
+		}
 		if _, whole := b.Buffered(); whole {
 			b.Take()
 			x.Uploading.Store(false)

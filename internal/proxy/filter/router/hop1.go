@@ -27,8 +27,10 @@ func (h *hop1) prepare() {
 	h.out = http1.GetOut()
 	h.out.B = http1.AppendRequest(h.out.B[:0], h.call.x)
 	h.common = len(h.out.B)
-	if b := h.call.x.Request.Body; b != nil {
-		b.Raw()
+	// A body of HTTP/2 has no framing of its own, and would be given one under a
+	// length, too: what is behind the length would be the upstream's next request.
+	if q := &h.call.x.Request; q.Framing == exchange.Chunked {
+		q.Body.Raw()
 	}
 }
 
