@@ -17,10 +17,21 @@ import (
 type access struct {
 	mesh     *model.Mesh
 	policies []*model.AuthorizationPolicy
+	requests []*model.RequestAuthentication
+	// keys are the key sets that requests refer to by address.
+	keys map[string]string
 }
 
 func accessOf(w *model.World, wl *model.Workload) access {
-	return access{w.Mesh(), w.AuthorizationPolicies(wl)}
+	a := access{w.Mesh(), w.AuthorizationPolicies(wl), w.RequestAuthentications(wl), map[string]string{}}
+	for _, r := range a.requests {
+		for _, j := range r.Spec.JwtRules {
+			if s := model.KeySource(j); s != "" {
+				a.keys[s] = w.KeySet(s)
+			}
+		}
+	}
+	return a
 }
 
 func (a access) seal(p *model.Printer) {
@@ -28,15 +39,22 @@ func (a access) seal(p *model.Printer) {
 	for _, policy := range a.policies {
 		p.Print(policy.Print)
 	}
+	p.Number(uint64(len(a.requests)))
+	for _, r := range a.requests {
+		p.Print(r.Print)
+	}
+	for _, k := range sortedKeys(a.keys) {
+		p.Text(k, a.keys[k])
+	}
 }
 
 // guard puts the rules in force on chains to the workload. All chains share them.
 func (a access) guard(chains []*plan.FilterChain) {
-	requests := a.rbac()
+	requests, tokens := a.rbac(), a.tokens()
 	bytes := plan.ForBytes(requests)
 	for _, c := range chains {
 		if c.HTTP != nil {
-			c.HTTP.RBAC = requests
+			c.HTTP.RBAC, c.HTTP.JWT = requests, tokens
 		} else {
 			c.TCP.RBAC = bytes
 		}

@@ -18,6 +18,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -28,6 +30,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/compile"
 	"github.com/heddle-mesh/heddle/internal/config"
 	"github.com/heddle-mesh/heddle/internal/identity/ca"
+	"github.com/heddle-mesh/heddle/internal/jwks"
 	"github.com/heddle-mesh/heddle/internal/life"
 	"github.com/heddle-mesh/heddle/internal/model"
 	"github.com/heddle-mesh/heddle/internal/plan"
@@ -64,6 +67,9 @@ type Config struct {
 	// Listen opens a listener; nil means the machine's network. Tests put a
 	// simulated one in its place.
 	Listen func(ctx context.Context, network, addr string) (net.Listener, error)
+
+	// BlockedKeySources are addresses from which no keys of tokens are fetched.
+	BlockedKeySources []netip.Prefix
 
 	TrustDomain string // "" means "cluster.local"
 	ClusterID   string // "" means "Kubernetes"
@@ -166,9 +172,21 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer doors.close()
 
+	keys := make(chan fetched)
+	fetcher, err := jwks.New(jwks.Config{Blocked: cfg.BlockedKeySources, Log: cfg.Log, OnKeys: func(ctx context.Context, source, text string) {
+		select {
+		case keys <- fetched{source, text}:
+		case <-ctx.Done():
+		}
+	}})
+	if err != nil {
+		return err
+	}
+
 	g.Go("source", source.Run)
+	g.Go("keys of tokens", fetcher.Run)
 	cluster.start(cfg, g, doors.hooks)
-	g.Go("world", func(ctx context.Context) error { return keepWorld(ctx, batches, builder, reg, xds) })
+	g.Go("world", func(ctx context.Context) error { return keepWorld(ctx, batches, keys, fetcher, builder, reg, xds) })
 	g.Go("analysis", reg.analyse)
 	g.Go("xds", xds.Run)
 	g.Go("plain", serveGRPC(plain, doors.plain))
@@ -209,8 +227,12 @@ func secureServer(cfg Config, cluster *cluster, reg *register, xds *server.Serve
 	return s, nil
 }
 
+// fetched are the keys of a source.
+type fetched struct{ source, keys string }
+
 // keepWorld owns the world: it alone applies changes, one batch at a time.
-func keepWorld(ctx context.Context, batches <-chan config.Batch, builder *model.Builder, reg *register, xds *server.Server) error {
+func keepWorld(ctx context.Context, batches <-chan config.Batch, keys <-chan fetched, fetcher *jwks.Fetcher, builder *model.Builder, reg *register, xds *server.Server) error {
+	var sources []string
 	for {
 		select {
 		case b := <-batches:
@@ -221,6 +243,14 @@ func keepWorld(ctx context.Context, batches <-chan config.Batch, builder *model.
 			if delta.Secrets {
 				xds.SecretsDiffer()
 			}
+			if now := w.KeySources(); !slices.Equal(now, sources) {
+				sources = now
+				fetcher.Want(now)
+			}
+		case k := <-keys:
+			w, delta := builder.SetKeys(k.source, k.keys)
+			reg.inForceNow(w)
+			xds.Update(world{w}, delta.Config, delta.Endpoints)
 		case <-ctx.Done():
 			return nil
 		}

@@ -41,6 +41,9 @@ func httpFilters(c *plan.HTTPChain, direction plan.Direction, forGRPC bool) []*h
 		// one tells HTTP from bytes.
 		add("istio.alpn", typedStruct("type.googleapis.com/istio.envoy.config.filter.http.alpn_filter.v2alpha1.FilterConfig", alpnOverrides()))
 	}
+	if len(c.JWT) > 0 {
+		add("envoy.filters.http.jwt_authn", jwtAuthn(c.JWT))
+	}
 	for _, r := range c.RBAC {
 		add("envoy.filters.http.rbac", httpRBAC(r))
 	}

@@ -247,7 +247,7 @@ func genHTTPChain(t *rapid.T) *plan.HTTPChain {
 		ForwardClientCert: plan.ClientCertMode(rapid.IntRange(0, 4).Draw(t, "xfcc")),
 		TrustedHops:       rapid.Uint32Range(0, 3).Draw(t, "hops"),
 		UseRemoteAddress:  flag(t), AccessLog: maybe(t, "log", text), Metrics: flag(t),
-		RBAC: list(t, "rbac", 3, genRBAC),
+		RBAC: list(t, "rbac", 3, genRBAC), JWT: list(t, "jwt", 2, genJWT),
 	}
 	if flag(t) {
 		c.RouteName = text(t)
@@ -255,6 +255,17 @@ func genHTTPChain(t *rapid.T) *plan.HTTPChain {
 		c.Inline = genRouteConfig(t)
 	}
 	return c
+}
+
+func genJWT(t *rapid.T) *plan.JWT {
+	return &plan.JWT{
+		Issuer: maybe(t, "issuer", text), Audiences: list(t, "audiences", 2, text), Keys: text(t), Params: list(t, "params", 2, text),
+		Cookies: list(t, "cookies", 2, text), Forward: flag(t), PayloadHeader: maybe(t, "payload", text), SpaceDelimited: list(t, "split", 2, text),
+		Headers: list(t, "headers", 2, func(t *rapid.T) plan.JWTHeader {
+			return plan.JWTHeader{Name: text(t), Prefix: maybe(t, "prefix", text)}
+		}),
+		ClaimHeaders: list(t, "claims", 2, func(t *rapid.T) plan.ClaimHeader { return plan.ClaimHeader{Header: text(t), Claim: text(t)} }),
+	}
 }
 
 func genRBAC(t *rapid.T) *plan.RBAC {

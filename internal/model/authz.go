@@ -1,6 +1,8 @@
 package model
 
 import (
+	"maps"
+
 	security "istio.io/api/security/v1beta1"
 	typev1beta1 "istio.io/api/type/v1beta1"
 
@@ -107,4 +109,48 @@ func (w *World) attaches(namespace string, s *typev1beta1.WorkloadSelector, one 
 		}
 	}
 	return false
+}
+
+// KeySet returns the JSON Web Key Set that was fetched from a source, an address or
+// an issuer's name, or "" while there is none.
+func (w *World) KeySet(source string) string { return w.keySets[source] }
+
+// KeySource names where a rule's keys are to be fetched: an address, or "openid:" and
+// the name of an issuer who tells it. It is "" for keys that stand in the rule.
+func KeySource(j *security.JWTRule) string {
+	switch {
+	case j.GetJwks() != "":
+	case j.GetJwksUri() != "":
+		return j.JwksUri
+	case j.GetIssuer() != "":
+		return "openid:" + j.Issuer
+	}
+	return ""
+}
+
+// KeySources returns the sources of all key sets that policies refer to, sorted.
+func (w *World) KeySources() []string {
+	out := map[string]bool{}
+	for _, list := range w.requests {
+		for _, r := range list {
+			for _, j := range r.Spec.JwtRules {
+				if s := KeySource(j); s != "" {
+					out[s] = true
+				}
+			}
+		}
+	}
+	return sortedKeys(out)
+}
+
+// SetKeys makes the World in which a source has these keys.
+func (b *Builder) SetKeys(source, keys string) (*World, Delta) {
+	w := b.world.successor()
+	w.keySets = maps.Clone(w.keySets)
+	if w.keySets == nil {
+		w.keySets = map[string]string{}
+	}
+	w.keySets[source] = keys
+	b.world = w
+	return w, Delta{Config: true}
 }

@@ -126,11 +126,7 @@ func (b *Builder) Apply(batches ...config.Batch) (*World, Delta) {
 	}
 	b.move(moved, pods, touched)
 	prev := b.world
-	w := &World{
-		opts: b.opts, mesh: prev.mesh, services: prev.services, workloads: prev.workloads, endpoints: prev.endpoints,
-		virtuals: prev.virtuals, rules: prev.rules, gateways: prev.gateways, auth: prev.auth,
-		authz: prev.authz, requests: prev.requests,
-	}
+	w := prev.successor()
 	if dirty[config.ConfigMap] {
 		b.remesh(w, dirty)
 	}
@@ -203,6 +199,15 @@ func (b *Builder) Apply(batches ...config.Batch) (*World, Delta) {
 	d.Endpoints = slices.Compact(d.Endpoints)
 	b.world = w
 	return w, d
+}
+
+// successor returns a World that shares everything with w.
+func (w *World) successor() *World {
+	return &World{
+		opts: w.opts, mesh: w.mesh, services: w.services, workloads: w.workloads, endpoints: w.endpoints,
+		virtuals: w.virtuals, rules: w.rules, gateways: w.gateways, auth: w.auth,
+		authz: w.authz, requests: w.requests, keySets: w.keySets,
+	}
 }
 
 // compiled are the kinds that plans are made of.

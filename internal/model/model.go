@@ -36,6 +36,7 @@ type World struct {
 	auth      *authentication
 	authz     map[string][]*AuthorizationPolicy   // by namespace, oldest first
 	requests  map[string][]*RequestAuthentication // likewise
+	keySets   map[string]string                   // by source
 
 	memo sync.Map // of *memo, see Memo
 }

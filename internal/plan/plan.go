@@ -137,6 +137,8 @@ type HTTPChain struct {
 	AccessLog string
 	// Metrics turns Istio's standard metrics on.
 	Metrics bool
+	// JWT says whose tokens are accepted; without any, none is looked at.
+	JWT []*JWT
 	// RBAC decides who may do what, in order.
 	RBAC []*RBAC
 }

@@ -116,6 +116,9 @@ func (c *FilterChain) text(b *strings.Builder, word string) {
 	}
 	b.WriteString("  " + w.String() + "\n")
 	if c.HTTP != nil {
+		for _, j := range c.HTTP.JWT {
+			b.WriteString("    " + j.String() + "\n")
+		}
 		rbacText(b, "    ", c.HTTP.RBAC)
 	} else if c.TCP != nil {
 		rbacText(b, "    ", c.TCP.RBAC)

@@ -91,9 +91,9 @@ func istio() []*Kind {
 		},
 		{
 			Group: securityGroup, Name: "RequestAuthentication", Plural: "requestauthentications", Short: []string{"ra"},
-			Versions: []string{"v1", "v1beta1"}, Namespaced: true, Guard: true,
+			Versions: []string{"v1", "v1beta1"}, Namespaced: true,
 			New:   func() any { return &securityv1beta1.RequestAuthentication{} },
-			Inert: "no token is checked, and requests with an invalid one are let through",
+			Acted: []string{"spec"},
 		},
 		{
 			Group: networkingGroup, Name: "Sidecar", Plural: "sidecars",

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -81,6 +82,16 @@ func Parse(args, environ []string, version string, stderr io.Writer) (control.Co
 	}
 	if err := fs.Parse(args); err != nil {
 		return control.Config{}, err
+	}
+	for block := range strings.SplitSeq(env["BLOCKED_CIDRS_IN_JWKS_URIS"], ",") {
+		if block = strings.TrimSpace(block); block == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(block)
+		if err != nil {
+			return control.Config{}, fmt.Errorf("BLOCKED_CIDRS_IN_JWKS_URIS: %w", err)
+		}
+		cfg.BlockedKeySources = append(cfg.BlockedKeySources, p)
 	}
 	cfg.Sources = fs.Args()
 	cfg.Log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))

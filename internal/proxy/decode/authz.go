@@ -367,6 +367,12 @@ func fromRegex(s string) (plan.TextMatch, bool) {
 	if s == ".+" || s == ".*" {
 		return plan.TextMatch{Kind: plan.StringPresent}, true
 	}
+	// A namespace with a star at its end, or at its beginning.
+	if name, ok := strings.CutSuffix(s, ".*/.*"); ok && strings.HasPrefix(name, ".*/ns/") {
+		s = name + ".*"
+	} else if name, ok := strings.CutPrefix(s, ".*/ns/.*"); ok && strings.HasSuffix(name, "/.*") {
+		s = ".*" + strings.TrimSuffix(name, ".*") + "sa/.*"
+	}
 	rest, front := strings.CutPrefix(s, ".*")
 	if after, ok := strings.CutPrefix(rest, "spiffe://.*"); ok && !front {
 		rest, front = after, true

@@ -4,6 +4,7 @@ import (
 	udpatypev1 "github.com/cncf/xds/go/udpa/type/v1"
 	xdstypev3 "github.com/cncf/xds/go/xds/type/v3"
 	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
+	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -99,6 +100,11 @@ func (r *reader) httpFilters(path string, filters []*hcmv3.HttpFilter, c *plan.H
 			ended = true
 		case "type.googleapis.com/stats.PluginConfig":
 			c.Metrics = true
+		case "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication":
+			m := &jwtv3.JwtAuthentication{}
+			if r.unpack(at, f.GetTypedConfig(), m) {
+				c.JWT = append(c.JWT, r.jwtAuthn(at, m)...)
+			}
 		case "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC":
 			m := &httprbacv3.RBAC{}
 			if r.unpack(at, f.GetTypedConfig(), m) {

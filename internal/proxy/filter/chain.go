@@ -9,13 +9,13 @@ import (
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/authz"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/clientcert"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/forwarded"
+	"github.com/heddle-mesh/heddle/internal/proxy/filter/jwt"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/peer"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/requestid"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/router"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/serverheader"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/shed"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/stats"
-	"github.com/heddle-mesh/heddle/internal/proxy/rbac"
 )
 
 // chain is what an exchange goes through: the filters, and the handler behind them
@@ -59,7 +59,8 @@ func (c *chain) response(x *exchange.Exchange, n int) {
 
 // compose returns the chain. The order matters; requests pass from top to bottom,
 // responses from bottom to top.
-func compose(cfg Config, rules func() *rbac.Engine) chain {
+func compose(s *Server) chain {
+	cfg := s.cfg
 	last := router.New(router.Config{
 		Routes:        cfg.Routes,
 		Clusters:      cfg.Clusters,
@@ -87,9 +88,11 @@ func compose(cfg Config, rules func() *rbac.Engine) chain {
 			MetadataID: cfg.OwnMetadataID,
 			Decode:     cfg.DecodePeer,
 		}),
+		// Who asks; before policies, which may want to know.
+		jwt.New(jwt.Config{Rules: s.tokens.Load}),
 		// Behind all that makes a request what the upstream will see, and before
 		// anything that acts on it.
-		authz.New(authz.Config{Rules: rules, Prefix: cfg.Chain.StatPrefix, Count: cfg.Metrics, Logger: cfg.Logger}),
+		authz.New(authz.Config{Rules: s.rules.Load, Prefix: cfg.Chain.StatPrefix, Count: cfg.Metrics, Logger: cfg.Logger}),
 	}
 	if cfg.Overloaded != nil {
 		// Before all that costs memory.

@@ -16,7 +16,9 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/plan"
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	jwtfilter "github.com/heddle-mesh/heddle/internal/proxy/filter/jwt"
 	"github.com/heddle-mesh/heddle/internal/proxy/http2"
+	"github.com/heddle-mesh/heddle/internal/proxy/jwt"
 	"github.com/heddle-mesh/heddle/internal/proxy/mtls"
 	"github.com/heddle-mesh/heddle/internal/proxy/rbac"
 	"github.com/heddle-mesh/heddle/internal/proxy/route"
@@ -85,8 +87,9 @@ type Server struct {
 	// streams and relays are the server's own, because timers are in them.
 	streams sync.Pool // of *stream
 	relays  sync.Pool // of *router.Relay
-	// rules are those in force.
-	rules atomic.Pointer[rbac.Engine]
+	// rules and tokens are those in force.
+	rules  atomic.Pointer[rbac.Engine]
+	tokens atomic.Pointer[jwtfilter.Rules]
 
 	panics *telemetry.Counter
 }
@@ -124,7 +127,7 @@ func NewServer(cfg Config) *Server {
 	}
 	s := &Server{cfg: cfg, observers: observers(cfg), panics: new(telemetry.Counter)}
 	s.Police(cfg.Chain)
-	s.chain = compose(cfg, s.rules.Load)
+	s.chain = compose(s)
 	if cfg.Metrics != nil {
 		s.panics = cfg.Metrics.Counter("heddle_proxy_panics_total", "Requests that ended in a panic of the proxy.")
 	}
@@ -133,7 +136,14 @@ func NewServer(cfg Config) *Server {
 
 // Police puts the policy of a chain in force that differs from the server's own in
 // nothing else. It acts on the next request of every connection.
-func (s *Server) Police(c *plan.HTTPChain) { s.rules.Store(rbac.New(c.RBAC)) }
+func (s *Server) Police(c *plan.HTTPChain) {
+	s.rules.Store(rbac.New(c.RBAC))
+	tokens, err := jwt.NewVerifier(c.JWT, s.cfg.Now)
+	if err != nil {
+		s.cfg.Logger.Error("keys of tokens can not be read, and accept none", "chain", c.StatPrefix, "error", err)
+	}
+	s.tokens.Store(jwtfilter.NewRules(tokens))
+}
 
 func decodePeer(metadata, id string) (telemetry.Workload, bool) {
 	m, err := mtls.DecodeHeaders(metadata, id)

@@ -292,7 +292,7 @@ func withoutPolicy(p *plan.FilterChain) *plan.FilterChain {
 		return p
 	}
 	c, h := *p, *p.HTTP
-	h.RBAC = nil
+	h.RBAC, h.JWT = nil, nil
 	c.HTTP = &h
 	return &c
 }
