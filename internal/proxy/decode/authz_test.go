@@ -6,9 +6,9 @@ import "testing"
 // nothing beyond them.
 func TestRegexesOfIstio(t *testing.T) {
 	for pattern, want := range map[string]string{
-		".+":                       "*",
-		".*/ns/foo/.*":             "*/ns/foo/*",
-		".*/ns/prod.*/.*":          "",
+		".+":              "*",
+		".*/ns/foo/.*":    "*/ns/foo/*",
+		".*/ns/prod.*/.*": "*/ns/prod*", ".*/ns/.*-x/.*": "*-x/sa/*",
 		"spiffe://.*/sa/b":         "*/sa/b",
 		`spiffe://.*/ns/a/sa/b\.c`: "*/ns/a/sa/b.c",
 		"spiffe://td/.*":           "spiffe://td/*",
