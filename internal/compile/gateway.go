@@ -45,11 +45,18 @@ const (
 	tcpServer
 	passthroughServer // TLS that is not ended here, told apart by SNI
 	autoServer        // sidecars' TLS, which names the cluster it is for
+	httpsServer       // requests in TLS, told apart by SNI
+	tlsServer         // bytes in TLS, likewise
 )
 
-// kindOf says what becomes of a server. One that would end TLS is not served: it
-// needs certificates that proxies cannot get yet, and a port that refuses is
-// better than one that fails every handshake.
+// overTLS reports whether a server shares its port with others by SNI.
+func (k serverKind) overTLS() bool {
+	return k == passthroughServer || k == httpsServer || k == tlsServer
+}
+
+// kindOf says what becomes of a server. One that would end TLS by files, or by
+// several certificates, is not served: a port that refuses is better than one that
+// fails every handshake.
 func kindOf(in *networking.Server) serverKind {
 	switch strings.ToUpper(in.GetPort().GetProtocol()) {
 	case "HTTP", "HTTP_PROXY", "HTTP2", "GRPC", "GRPC-WEB":
@@ -61,7 +68,13 @@ func kindOf(in *networking.Server) serverKind {
 		case networking.ServerTLSSettings_AUTO_PASSTHROUGH:
 			return autoServer
 		}
-		return unserved
+		if !terminates(in.GetTls()) {
+			return unserved
+		}
+		if strings.EqualFold(in.Port.Protocol, "HTTPS") {
+			return httpsServer
+		}
+		return tlsServer
 	case "TCP", "MONGO", "MYSQL", "REDIS":
 		if in.Tls == nil {
 			return tcpServer
@@ -161,7 +174,7 @@ func (v *View) gatewayPlan() *plan.Plan {
 	for _, port := range sortedPorts(byPort) {
 		servers := byPort[port]
 		kind := servers[0].kind
-		servers = slices.DeleteFunc(servers, func(s server) bool { return s.kind != kind })
+		servers = slices.DeleteFunc(servers, func(s server) bool { return s.kind != kind && !(s.kind.overTLS() && kind.overTLS()) })
 		address := netip.AddrPortFrom(anyAddress, port)
 		if bind, err := netip.ParseAddr(servers[0].spec.Bind); err == nil {
 			address = netip.AddrPortFrom(bind, port)
@@ -174,30 +187,33 @@ func (v *View) gatewayPlan() *plan.Plan {
 
 			ProxyProtocol: v.edge.proxied,
 		}
-		switch kind {
-		case httpServer:
+		switch {
+		case kind == httpServer:
 			rc := v.gatewayRoutes(port, servers)
 			p.Routes = append(p.Routes, rc)
-			l.Chains = []*plan.FilterChain{{HTTP: &plan.HTTPChain{
-				StatPrefix:        "outbound_" + address.String(),
-				RouteName:         rc.Name,
-				ForwardClientCert: edgeClientCert(v.scope.mesh.GatewayClientCert),
-				UseRemoteAddress:  true,
-				TrustedHops:       v.scope.mesh.GatewayHops,
-				AccessLog:         v.scope.mesh.AccessLogFile,
-				Metrics:           true,
-			}}}
-		case passthroughServer:
+			l.Chains = []*plan.FilterChain{{HTTP: v.edgeHTTP(address.String(), rc.Name)}}
+		case kind.overTLS():
 			l.Inspect.TLS = true
-			l.Chains = v.gatewayChains(servers, func(r rules, vs *model.VirtualService, hosts []host.Name) []*plan.FilterChain {
-				return onlyFor(r.tlsChains(vs, nil), hosts)
-			})
-		case autoServer:
+			for _, s := range servers {
+				if s.kind != passthroughServer {
+					chains, rc := v.tlsChains(s, address.String())
+					l.Chains = append(l.Chains, chains...)
+					if rc != nil && len(chains) > 0 {
+						p.Routes = append(p.Routes, rc)
+					}
+					continue
+				}
+				l.Chains = append(l.Chains, v.gatewayChains([]server{s}, func(r rules, vs *model.VirtualService, hosts []host.Name) []*plan.FilterChain {
+					return onlyFor(r.tlsChains(vs, nil), hosts)
+				})...)
+			}
+			l.Chains = distinct(l.Chains)
+		case kind == autoServer:
 			l.Inspect.TLS = true
 			var clusters []*plan.Cluster
 			l.Chains, clusters = v.autoChains(servers)
 			p.Clusters = append(p.Clusters, clusters...)
-		case tcpServer:
+		case kind == tcpServer:
 			l.Chains = v.gatewayChains(servers, func(r rules, vs *model.VirtualService, _ []host.Name) []*plan.FilterChain {
 				chains, _ := r.tcpChains(vs, nil)
 				return chains

@@ -16,8 +16,12 @@ import (
 
 func downstreamTLS(t *plan.ServerTLS, forGRPC bool) *corev3.TransportSocket {
 	common := commonTLS(t.Certificate, t.Roots, t.ALPN, forGRPC, &tlsv3.CertificateValidationContext{
-		MatchTypedSubjectAltNames: trustDomains(t.TrustDomains),
+		MatchTypedSubjectAltNames: append(trustDomains(t.TrustDomains), exactNames(t.SubjectAltNames)...),
 	})
+	if common.TlsParams != nil {
+		common.TlsParams.TlsMinimumProtocolVersion = tlsVersion(t.MinVersion, common.TlsParams.TlsMinimumProtocolVersion)
+		common.TlsParams.TlsMaximumProtocolVersion = tlsVersion(t.MaxVersion, common.TlsParams.TlsMaximumProtocolVersion)
+	}
 	out := &tlsv3.DownstreamTlsContext{CommonTlsContext: common}
 	if t.RequireCert {
 		out.RequireClientCertificate = wrapperspb.Bool(true)
@@ -35,6 +39,29 @@ func trustDomains(domains []string) []*tlsv3.SubjectAltNameMatcher {
 		})
 	}
 	return out
+}
+
+// exactNames accepts certificates with one of some names, of either kind.
+func exactNames(names []string) []*tlsv3.SubjectAltNameMatcher {
+	var out []*tlsv3.SubjectAltNameMatcher
+	for _, n := range names {
+		kind := tlsv3.SubjectAltNameMatcher_DNS
+		if strings.Contains(n, "://") {
+			kind = tlsv3.SubjectAltNameMatcher_URI
+		}
+		out = append(out, &tlsv3.SubjectAltNameMatcher{
+			SanType: kind, Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: n}},
+		})
+	}
+	return out
+}
+
+// tlsVersion translates a version as on the wire.
+func tlsVersion(v uint16, otherwise tlsv3.TlsParameters_TlsProtocol) tlsv3.TlsParameters_TlsProtocol {
+	if v < 0x0301 || v > 0x0304 {
+		return otherwise
+	}
+	return tlsv3.TlsParameters_TLSv1_0 + tlsv3.TlsParameters_TlsProtocol(v-0x0301)
 }
 
 func upstreamTLS(t *plan.ClientTLS, forGRPC bool) *corev3.TransportSocket {

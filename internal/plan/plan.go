@@ -114,6 +114,12 @@ type ServerTLS struct {
 	Roots       string // "" accepts clients without certificate
 	RequireCert bool
 	ALPN        []string
+	// SubjectAltNames of which a client must present one, exactly; empty: any that the
+	// roots sign for.
+	SubjectAltNames []string
+	// MinVersion and MaxVersion are TLS versions as on the wire, 0x0303 for 1.2; 0 is
+	// the proxy's own choice.
+	MinVersion, MaxVersion uint16
 	// TrustDomains a client's SPIFFE id must belong to; empty accepts any that
 	// the roots sign for.
 	TrustDomains []string

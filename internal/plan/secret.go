@@ -15,3 +15,12 @@ type Secret struct {
 	Roots       []byte
 	CRL         []byte
 }
+
+// String returns the secret without what is secret.
+func (s *Secret) String() string {
+	w := words{"secret", s.Name}
+	w.addIf(len(s.Key) > 0, "certificate")
+	w.addIf(len(s.Roots) > 0, "roots")
+	w.addIf(len(s.CRL) > 0, "revoked")
+	return w.String()
+}

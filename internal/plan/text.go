@@ -157,6 +157,9 @@ func (t *ServerTLS) String() string {
 	w.addIf(t.Roots != "", "%s", t.Roots)
 	w.addIf(t.RequireCert, "client-cert")
 	w.addIf(len(t.TrustDomains) > 0, "%s", strings.Join(t.TrustDomains, "|"))
+	w.addIf(len(t.SubjectAltNames) > 0, "san:%s", strings.Join(t.SubjectAltNames, "|"))
+	w.addIf(t.MinVersion > 0, "min:%04x", t.MinVersion)
+	w.addIf(t.MaxVersion > 0, "max:%04x", t.MaxVersion)
 	return strings.Join(w, ",")
 }
 

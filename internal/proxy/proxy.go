@@ -140,6 +140,7 @@ type proxy struct {
 	metrics  *telemetry.Registry
 	logs     *telemetry.Logs
 	identity identity.Source
+	secrets  mtls.Secrets
 	clusters *upstream.Set
 	budget   *http2.Budget // of what streams keep, to and from both sides
 	live     snapshot.Live
@@ -351,7 +352,12 @@ func (p *proxy) chains(ctx context.Context) snapshot.Deps {
 	}
 	return snapshot.Deps{
 		Live: &p.live, Context: ctx,
-		TLS: func(t *plan.ServerTLS) *tls.Config { return mtls.ServerConfig(p.identity, t) },
+		TLS: func(t *plan.ServerTLS) *tls.Config {
+			if t.Certificate != mtls.OwnCertificate {
+				return mtls.EdgeConfig(&p.secrets, t)
+			}
+			return mtls.ServerConfig(p.identity, t)
+		},
 		TCP: func(c *plan.TCPChain, d plan.Direction) (snapshot.Handler, error) { return bytes(c, d) },
 		HTTP: func(c *plan.HTTPChain, d plan.Direction, routes func() *route.Table) (snapshot.Handler, error) {
 			log, err := p.logs.Get(c.AccessLog)
@@ -459,6 +465,9 @@ func (p *proxy) apply(state *decode.State) {
 	if !state.Warm {
 		// Half of a configuration might leave out what protects the workload.
 		return
+	}
+	if err := p.secrets.Set(state.Secrets); err != nil {
+		p.cfg.Log.Error("secrets can not be used", "error", err)
 	}
 	clusters := union(state.Clusters, p.last.Clusters)
 	endpoints := union(state.Endpoints, p.last.Endpoints)

@@ -64,7 +64,9 @@ func istio() []*Kind {
 			Acted: slices.Concat(
 				under("spec", "selector"),
 				under("spec.servers[]", "name", "bind", "hosts", "port.number", "port.name",
-					"port.protocol=HTTP|TCP|MONGO|MYSQL|REDIS|TLS|HTTPS", "tls.mode=PASSTHROUGH|AUTO_PASSTHROUGH"),
+					"port.protocol=HTTP|TCP|MONGO|MYSQL|REDIS|TLS|HTTPS",
+					"tls.mode=PASSTHROUGH|AUTO_PASSTHROUGH|SIMPLE|MUTUAL|OPTIONAL_MUTUAL|ISTIO_MUTUAL", "tls.credentialName", "tls.caCertCredentialName",
+					"tls.subjectAltNames", "tls.minProtocolVersion", "tls.maxProtocolVersion", "tls.httpsRedirect"),
 			),
 			Guards: []string{"spec.servers[].tls"},
 		},

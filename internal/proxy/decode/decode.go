@@ -27,6 +27,7 @@ const (
 	RouteType     = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 	ClusterType   = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 	EndpointType  = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
+	SecretType    = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 	NameTableType = "type.googleapis.com/istio.networking.nds.v1.NameTable"
 )
 

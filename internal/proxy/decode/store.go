@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,6 +24,7 @@ type State struct {
 	Routes    map[string]*plan.RouteConfig
 	Clusters  map[string]*plan.Cluster
 	Endpoints map[string]*plan.LoadAssignment // by EDS name
+	Secrets   map[string]*plan.Secret         // what there is of those that listeners name
 	Names     *plan.NameTable                 // nil if there is none
 	// Warm is set once the first complete configuration is there: listeners and
 	// clusters with every route and endpoint list they refer to.
@@ -54,6 +56,7 @@ type Store struct {
 	clusters  entries[plan.Cluster]
 	endpoints entries[plan.LoadAssignment]
 	names     entries[plan.NameTable]
+	secrets   entries[plan.Secret]
 	heard     map[string]bool // types that came at least once
 	// absent are routes and endpoint lists that are not waited for: true, because
 	// the control plane said that they do not exist; false, because it said
@@ -87,6 +90,7 @@ func NewStore(onChange func(*State)) *Store {
 		clusters:        entries[plan.Cluster]{},
 		endpoints:       entries[plan.LoadAssignment]{},
 		names:           entries[plan.NameTable]{},
+		secrets:         entries[plan.Secret]{},
 		heard:           map[string]bool{},
 		absentRoutes:    map[string]bool{},
 		absentEndpoints: map[string]bool{},
@@ -123,6 +127,8 @@ func (s *Store) Wanted(typeURL string) []string {
 		return slices.Sorted(maps.Keys(s.wantedEndpoints))
 	case RouteType:
 		return slices.Sorted(maps.Keys(s.wantedRoutes))
+	case SecretType:
+		return s.wantedSecrets()
 	default:
 		return nil
 	}
@@ -153,6 +159,9 @@ func (s *Store) Apply(typeURL string, added []client.Resource, removed []string)
 	case EndpointType:
 		err = change(s.endpoints, added, s.notLeaving(removed), LoadAssignment, func(l *plan.LoadAssignment) string { return l.Cluster })
 		answered(err, s.absentEndpoints, added, removed)
+	case SecretType:
+		// Nothing waits for them: without one, handshakes fail, and only those.
+		err = change(s.secrets, added, removed, Secret, func(v *plan.Secret) string { return v.Name })
 	case NameTableType:
 		err = change(s.names, added, removed, NameTable, nil)
 	default:
@@ -386,6 +395,24 @@ func (s *Store) wantRoutes() {
 	})
 }
 
+// wantedSecrets returns the names of secrets that come from the control plane.
+func (s *Store) wantedSecrets() []string {
+	names := map[string]bool{}
+	for _, e := range s.listeners {
+		for _, c := range e.value.Chains {
+			if c.TLS == nil {
+				continue
+			}
+			for _, n := range [...]string{c.TLS.Certificate, c.TLS.Roots} {
+				if strings.HasPrefix(n, "kubernetes") {
+					names[n] = true
+				}
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}
+
 // usedClusters returns the clusters that routes and listeners lead to.
 func (s *Store) usedClusters() map[string]bool {
 	used := map[string]bool{}
@@ -449,6 +476,9 @@ func (s *Store) publish() {
 	}
 	if s.touched[EndpointType] {
 		next.Endpoints = values(s.endpoints)
+	}
+	if s.touched[SecretType] {
+		next.Secrets = values(s.secrets)
 	}
 	next.Names = nil
 	for _, e := range s.names {

@@ -9,6 +9,8 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
+	"google.golang.org/protobuf/types/known/anypb"
+
 	"github.com/heddle-mesh/heddle/internal/plan"
 )
 
@@ -41,8 +43,21 @@ func (r *reader) downstreamTLS(path string, s *corev3.TransportSocket) *plan.Ser
 	if len(v.GetMatchSubjectAltNames()) > 0 {
 		r.fail(join(at, "match_subject_alt_names"), "is not supported for clients")
 	}
+	if p := m.GetCommonTlsContext().GetTlsParams(); p != nil {
+		// The usual bounds are the proxy's own.
+		if v := p.GetTlsMinimumProtocolVersion(); v != tlsv3.TlsParameters_TLSv1_2 && v != tlsv3.TlsParameters_TLS_AUTO {
+			out.MinVersion = uint16(v-tlsv3.TlsParameters_TLSv1_0) + 0x0301
+		}
+		if v := p.GetTlsMaximumProtocolVersion(); v != tlsv3.TlsParameters_TLSv1_3 && v != tlsv3.TlsParameters_TLS_AUTO {
+			out.MaxVersion = uint16(v-tlsv3.TlsParameters_TLSv1_0) + 0x0301
+		}
+	}
 	for i, san := range v.GetMatchTypedSubjectAltNames() {
 		at := index(at, "match_typed_subject_alt_names", i)
+		if exact := san.GetMatcher().GetExact(); exact != "" && !san.GetMatcher().GetIgnoreCase() {
+			out.SubjectAltNames = append(out.SubjectAltNames, exact)
+			continue
+		}
 		domain, ok := strings.CutPrefix(san.GetMatcher().GetPrefix(), "spiffe://")
 		domain, slash := strings.CutSuffix(domain, "/")
 		if san.GetSanType() != tlsv3.SubjectAltNameMatcher_URI || !ok || !slash || domain == "" || strings.Contains(domain, "/") {
@@ -97,6 +112,48 @@ func (r *reader) unwrapped(path string, s *corev3.TransportSocket) (*corev3.Tran
 	}
 	r.fail(join(path, "config.version"), "%v is not supported", w.GetConfig().GetVersion())
 	return w.GetTransportSocket(), 0
+}
+
+// Secret reads an envoy.extensions.transport_sockets.tls.v3.Secret.
+func Secret(a *anypb.Any) (*plan.Secret, error) {
+	m := &tlsv3.Secret{}
+	if err := resource(a, m); err != nil {
+		return nil, err
+	}
+	r := &reader{}
+	s := &plan.Secret{Name: m.GetName()}
+	bytes := func(path string, d *corev3.DataSource) []byte {
+		switch v := d.GetSpecifier().(type) {
+		case *corev3.DataSource_InlineBytes:
+			return v.InlineBytes
+		case *corev3.DataSource_InlineString:
+			return []byte(v.InlineString)
+		}
+		r.fail(path, "is not inline")
+		return nil
+	}
+	switch {
+	case m.GetTlsCertificate() != nil:
+		c := m.GetTlsCertificate()
+		r.only("tls_certificate", c, "certificate_chain", "private_key", "ocsp_staple")
+		s.Certificate, s.Key = bytes("tls_certificate.certificate_chain", c.GetCertificateChain()), bytes("tls_certificate.private_key", c.GetPrivateKey())
+		if c.GetOcspStaple() != nil {
+			s.OCSPStaple = bytes("tls_certificate.ocsp_staple", c.GetOcspStaple())
+		}
+	case m.GetValidationContext() != nil:
+		v := m.GetValidationContext()
+		r.only("validation_context", v, "trusted_ca", "crl")
+		s.Roots = bytes("validation_context.trusted_ca", v.GetTrustedCa())
+		if v.GetCrl() != nil {
+			s.CRL = bytes("validation_context.crl", v.GetCrl())
+		}
+	default:
+		r.fail("type", "is neither a certificate nor roots")
+	}
+	if err := r.done("secret", s.Name); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // clusterTLS reads either form: one socket for all endpoints, or Istio's two of

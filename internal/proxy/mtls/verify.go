@@ -31,6 +31,7 @@ const (
 	ErrUsage          Error = "peer certificate not for this usage"
 	ErrBadCertificate Error = "bad peer certificate"
 	ErrTrustDomain    Error = "peer trust domain not allowed"
+	ErrRevoked        Error = "peer certificate is revoked"
 	ErrServerName     Error = "peer identity not expected"
 )
 

@@ -67,6 +67,9 @@ type kind struct {
 	byName bool
 }
 
+// secretType is the one whose resources are never written to disk.
+const secretType = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
+
 // kinds are in the order in which they are asked for and read from the file:
 // what refers comes before what it refers to, clusters before routes.
 var kinds = []kind{
@@ -74,6 +77,7 @@ var kinds = []kind{
 	{"type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment", true},
 	{"type.googleapis.com/envoy.config.listener.v3.Listener", false},
 	{"type.googleapis.com/envoy.config.route.v3.RouteConfiguration", true},
+	{secretType, true},
 	{"type.googleapis.com/istio.networking.nds.v1.NameTable", false},
 }
 

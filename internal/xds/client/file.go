@@ -60,7 +60,7 @@ func (c *Client) save() {
 		c.mu.Lock()
 		_, heard := c.accepted[k.url]
 		c.mu.Unlock()
-		if !heard {
+		if !heard || k.url == secretType {
 			continue
 		}
 		m := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: k.url}
