@@ -143,7 +143,7 @@ func TestBlockedAddressesAreNotDialled(t *testing.T) {
 }
 
 func TestRedirectsEnd(t *testing.T) {
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/again", 302) }))
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/again", http.StatusFound) }))
 	defer s.Close()
 	f, err := New(Config{OnKeys: func(context.Context, string, string) {}, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {

@@ -1,7 +1,6 @@
 package jwt
 
 import (
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -210,7 +209,7 @@ func TestAKnownTokenCostsNoMemory(t *testing.T) {
 func TestKeysThatVerifyNothingAreLeftOut(t *testing.T) {
 	k := newKeyring(t)
 	secret := `{"kty":"oct","k":"c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0"}`
-	public, _ := json.Marshal(jose.JSONWebKey{Key: k.rsa.Public().(crypto.PublicKey), KeyID: "r"})
+	public, _ := json.Marshal(jose.JSONWebKey{Key: k.rsa.Public(), KeyID: "r"})
 	keys, err := ParseKeys(`{"keys":[` + secret + `,{"kty":"new"},{"kty":"RSA","use":"enc","n":"AQAB","e":"AQAB"},` + string(public) + `]}`)
 	if err != nil || len(keys) != 1 || keys[0].KeyID != "r" {
 		t.Errorf("%v %v", keys, err)
