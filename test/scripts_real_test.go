@@ -204,7 +204,7 @@ func (s *realStage) exec(pod string, args ...string) *exec.Cmd {
 
 func (s *realStage) Get(ctx context.Context, pod string, g echo.Get, each func(echo.Result)) error {
 	args := []string{"get", "-body", "-method", g.Method, "-n", fmt.Sprint(max(1, g.Count)), "-parallel", fmt.Sprint(max(1, g.Parallel)),
-		"-size", fmt.Sprint(g.Size), fmt.Sprintf("-no-reuse=%v", g.NoReuse), "-proto=" + g.Protocol}
+		"-size", fmt.Sprint(g.Size), fmt.Sprintf("-no-reuse=%v", g.NoReuse), "-proto=" + g.Protocol, "-sni", g.SNI, "-cert", g.Cert}
 	for _, h := range g.Header {
 		args = append(args, "-h", h)
 	}

@@ -69,6 +69,8 @@ func run(ctx context.Context, args []string) error {
 		fs.IntVar(&g.RPS, "rps", 0, "requests a second")
 		fs.DurationVar(&g.For, "for", 0, "how long, with -rps")
 		fs.StringVar(&g.Protocol, "proto", "", "h2, grpc or ws; HTTP/1.1 otherwise")
+		fs.StringVar(&g.SNI, "sni", "", "server name to ask for with TLS")
+		fs.StringVar(&g.Cert, "cert", "", "PEM of a certificate and its key to show")
 		fs.BoolVar(&g.NoReuse, "no-reuse", false, "a connection for each request")
 		fs.BoolVar(&g.KeepBytes, "body", false, "print bodies")
 		if err := fs.Parse(args[1:]); err != nil {

@@ -73,7 +73,9 @@ type Result struct {
 	// call or a WebSocket.
 	Code     string `json:"code,omitempty"`
 	Messages int    `json:"messages,omitempty"`
-	Error    string `json:"error,omitempty"` // "refused", "reset", "eof", "timeout", or the text
+	// Certificate is the common name in what the server showed.
+	Certificate string `json:"certificate,omitempty"`
+	Error       string `json:"error,omitempty"` // "refused", "reset", "eof", "timeout", or the text
 }
 
 // Server answers on some ports until its context ends.
@@ -238,6 +240,22 @@ type Get struct {
 	// Protocol is "" for HTTP/1.1, "h2" for HTTP/2, "grpc" for calls (the path is the
 	// form: unary, upload, download, chat), "ws" for WebSockets.
 	Protocol string
+	// SNI is the server name that is asked for with TLS, if not the URL's, and Cert a
+	// certificate with its key, in PEM form, that the client shows.
+	SNI, Cert string
+}
+
+// tls takes whatever certificate a server has.
+func (g Get) tls() (*tls.Config, error) {
+	c := &tls.Config{ServerName: g.SNI, InsecureSkipVerify: true}
+	if g.Cert != "" {
+		pair, err := tls.X509KeyPair([]byte(g.Cert), []byte(g.Cert))
+		if err != nil {
+			return nil, err
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
 }
 
 // HTTP sends the requests and calls each for every Result, one at a time.
@@ -247,7 +265,13 @@ func (c Client) HTTP(ctx context.Context, g Get, each func(Result)) {
 	}
 	tr := &http.Transport{Protocols: new(http.Protocols), DialContext: c.Dial, DisableKeepAlives: g.NoReuse, MaxIdleConnsPerHost: 256, DisableCompression: true}
 	tr.Protocols.SetHTTP1(g.Protocol != "h2")
+	tr.Protocols.SetHTTP2(g.Protocol == "h2")
 	tr.Protocols.SetUnencryptedHTTP2(g.Protocol == "h2")
+	var err error
+	if tr.TLSClientConfig, err = g.tls(); err != nil {
+		each(Result{Error: err.Error()})
+		return
+	}
 	defer tr.CloseIdleConnections()
 	hc := &http.Client{Transport: tr, Timeout: g.Timeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -338,6 +362,9 @@ func (c Client) one(ctx context.Context, hc *http.Client, g Get) Result {
 	}
 	defer resp.Body.Close()
 	r := Result{Status: resp.StatusCode, Header: flat(resp.Header)}
+	if resp.TLS != nil && len(resp.TLS.PeerCertificates) > 0 {
+		r.Certificate = resp.TLS.PeerCertificates[0].Subject.CommonName
+	}
 	if resp.Header.Get("x-echo-pod") != "" && strings.HasPrefix(resp.Header.Get("content-type"), "application/json") {
 		r.Reply = new(Reply)
 		if err := json.NewDecoder(resp.Body).Decode(r.Reply); err != nil {

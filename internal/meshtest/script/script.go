@@ -37,10 +37,12 @@
 //	tap stop NAME          prints of what kinds it was, each once: "TLS 1.3", "plain text"
 //
 // The words of request: proto (h2, grpc or ws; HTTP/1.1 otherwise), method, h.NAME
-// (a header), size (bytes of body), n, parallel, reuse=off, timeout, and show, which
+// (a header), size (bytes of body), sni (the server name to ask for with TLS), cert (a
+// file with the client's certificate and key), n, parallel, reuse=off, timeout, and show, which
 // lists what is printed: status and pod always; mtls (the caller's identity as the
 // server was told), proto (what the server was spoken to in), messages (that came
-// back, of gRPC and WebSocket), path, host, method, bytes, body, h.NAME of the request
+// back, of gRPC and WebSocket), path, host, method, bytes, body, cert (whose certificate
+// the server showed), h.NAME of the request
 // as the server saw it, r.NAME of the response, with trailers for gRPC. A URL of gRPC
 // has the form of the call as its path: unary, upload, download or chat.
 package script
@@ -326,7 +328,7 @@ func (r *run) once(ctx context.Context, words []string) ([]string, error) {
 		}
 		return faults, err
 	case "request":
-		q, err := parseRequest(args)
+		q, err := r.parseRequest(args)
 		if err != nil {
 			return nil, err
 		}
@@ -379,7 +381,7 @@ type request struct {
 	show []string
 }
 
-func parseRequest(args []string) (q request, err error) {
+func (r *run) parseRequest(args []string) (q request, err error) {
 	q.get.Method, q.get.KeepBytes = "GET", true
 	for _, a := range args {
 		k, v, ok := strings.Cut(a, "=")
@@ -394,6 +396,14 @@ func parseRequest(args []string) (q request, err error) {
 			q.get.Protocol = v
 		case k == "method":
 			q.get.Method = v
+		case k == "sni":
+			q.get.SNI = v
+		case k == "cert":
+			pem, ok := r.script.Files[v]
+			if !ok {
+				err = fmt.Errorf("the script has no file %s", v)
+			}
+			q.get.Cert = string(pem)
 		case strings.HasPrefix(k, "h."):
 			q.get.Header = append(q.get.Header, k[2:]+": "+v)
 		case k == "size":
@@ -459,6 +469,8 @@ func describe(r echo.Result, show []string) string {
 			v = strconv.FormatInt(r.Bytes, 10)
 		case s == "body":
 			v = r.Body
+		case s == "cert":
+			v = r.Certificate
 		case strings.HasPrefix(s, "h."):
 			v = rep.Header[s[2:]]
 		case strings.HasPrefix(s, "r."):
@@ -524,7 +536,7 @@ func (r *run) background(ctx context.Context, args []string) ([]string, error) {
 	name := args[1]
 	switch args[0] {
 	case "start":
-		q, err := parseRequest(args[2:])
+		q, err := r.parseRequest(args[2:])
 		if err != nil {
 			return nil, err
 		}
