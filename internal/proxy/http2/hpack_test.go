@@ -139,30 +139,39 @@ func TestAnotherDecoderReadsOurBlocks(t *testing.T) {
 	}
 }
 
+// The encoder remembers few fields, by a hash with a seed of its own: now and then the
+// request's number takes the place of a field that would have been indexed. What is
+// expected of sizes is therefore expected of most encoders; no secret is indexed by any.
 func TestWhatRepeatsIsIndexedAndSecretsAreNot(t *testing.T) {
-	e := newEncoder()
-	list := []hpack.HeaderField{
-		{Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: "/"},
-		{Name: ":authority", Value: "reviews:9080"},
-		{Name: "user-agent", Value: "a browser of some length"},
-		{Name: "cookie", Value: "session=0123456789"},
-		{Name: "authorization", Value: "Bearer 0123456789"},
-	}
-	var sizes []int
-	for i := range 4 {
-		list[len(list)-1].Value = "Bearer 0123456789"
-		h := headOf(append(list, hpack.HeaderField{Name: "x-request-id", Value: fmt.Sprintf("%032d", i)}))
-		block := e.head(nil, h)
-		sizes = append(sizes, len(block))
-		if !bytes.Contains(block, []byte("Bearer 0123456789")) || !bytes.Contains(block, []byte("session=0123456789")) {
-			t.Errorf("block %d holds a secret by its index", i)
+	const encoders = 64
+	small := 0
+	for range encoders {
+		e := newEncoder()
+		list := []hpack.HeaderField{
+			{Name: ":method", Value: "GET"}, {Name: ":scheme", Value: "http"}, {Name: ":path", Value: "/"},
+			{Name: ":authority", Value: "reviews:9080"},
+			{Name: "user-agent", Value: "a browser of some length"},
+			{Name: "cookie", Value: "session=0123456789"},
+			{Name: "authorization", Value: "Bearer 0123456789"},
+		}
+		var sizes []int
+		for i := range 4 {
+			h := headOf(append(list, hpack.HeaderField{Name: "x-request-id", Value: fmt.Sprintf("%032d", i)}))
+			block := e.head(nil, h)
+			sizes = append(sizes, len(block))
+			if !bytes.Contains(block, []byte("Bearer 0123456789")) || !bytes.Contains(block, []byte("session=0123456789")) {
+				t.Errorf("block %d holds a secret by its index", i)
+			}
+		}
+		if e.tab.live > 2 {
+			t.Errorf("%d fields are in the table, want no more than the authority and the user agent", e.tab.live)
+		}
+		if sizes[2] < sizes[1] && sizes[3] == sizes[2] && e.tab.live == 2 {
+			small++
 		}
 	}
-	if !(sizes[2] < sizes[1]) || sizes[3] != sizes[2] {
-		t.Errorf("sizes are %v; the third should be smaller than the second and like the fourth", sizes)
-	}
-	if e.tab.live != 2 {
-		t.Errorf("%d fields are in the table, want the authority and the user agent", e.tab.live)
+	if small < encoders/2 {
+		t.Errorf("%d of %d encoders index what repeats", small, encoders)
 	}
 }
 

@@ -94,6 +94,7 @@ func TestEjectionsEndAndGrow(t *testing.T) {
 			for e.health.ejected.Load() {
 				time.Sleep(time.Second)
 			}
+			synctest.Wait() // who brings it back may not have made the choice anew yet
 			if c.chosen(300)[e.Address] == 0 {
 				t.Error("it is back, and not chosen")
 			}
