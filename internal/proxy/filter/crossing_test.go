@@ -15,6 +15,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -151,6 +152,38 @@ func TestBodiesAndTrailersCross(t *testing.T) {
 		}
 		wg.Wait()
 	})
+}
+
+// A response that begins before its request has ended is no reason to close the
+// client's connection, and neither is one that comes with the last byte.
+func TestConversationsLeaveTheConnectionOpen(t *testing.T) {
+	var opened atomic.Int64
+	for _, out := range []plan.Protocol{plan.HTTP1, plan.HTTP2} {
+		for _, path := range []string{"/echo", "/back"} {
+			t.Run(fmt.Sprint(out, path), func(t *testing.T) {
+				opened.Store(0)
+				addr := onSockets(t, origin, upstream.Config{}, func(c *plan.Cluster, _ *plan.LoadAssignment) { c.Protocol = out }, nil,
+					func(c net.Conn) net.Conn { opened.Add(1); return c })
+				tr := &http.Transport{DisableCompression: true}
+				defer tr.CloseIdleConnections()
+				body := pattern(1 << 20)
+				for i := range 50 {
+					r, err := (&http.Client{Transport: tr}).Post("http://"+addr+path, "text/plain", bytes.NewReader(body))
+					if err != nil {
+						t.Fatal(i, err)
+					}
+					got, err := io.ReadAll(r.Body)
+					r.Body.Close()
+					if err != nil || !bytes.Equal(got, body) || r.Close {
+						t.Errorf("%d: %d bytes, to be closed: %v, %v", i, len(got), r.Close, err)
+					}
+				}
+				if n := opened.Load(); n != 1 {
+					t.Errorf("%d connections were opened for 50 requests", n)
+				}
+			})
+		}
+	}
 }
 
 // A body with a length arrives as it is, without the framing that one of unknown

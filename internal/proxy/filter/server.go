@@ -210,6 +210,7 @@ func (d *downstream) respond(x *exchange.Exchange) (more bool) {
 
 	// 1st: the answer, and the way back.
 	complete := d.answer(x)
+	x.Close = x.Close || x.Uploading.Load() // what follows is the rest of a body
 	complete = d.s.finish(x, complete) && complete
 	d.stopWatching()
 
@@ -299,11 +300,19 @@ func (d *downstream) settle(x *exchange.Exchange) {
 		}
 	}
 	refused := x.Tunnel == nil && (x.Request.Connect || x.Request.Upgrade != nil)
-	if x.Uploading.Load() || refused || d.isDraining() {
+	if x.Uploading.Load() && !converses(x) || refused || d.isDraining() {
 		// What follows is the rest of a body, or may be meant for a tunnel: never
 		// to be read as a request.
 		x.Close = true
 	}
+}
+
+// converses reports whether the response is of a kind that may be made from the
+// request's body while that comes. Such a one mostly ends after it, and what is to
+// become of the connection is known then.
+func converses(x *exchange.Exchange) bool {
+	r := &x.Response
+	return r.Body != nil && r.Framing == exchange.Chunked && x.Request.Minor == 1
 }
 
 // send writes the response, and reports whether all of it was written.

@@ -297,8 +297,8 @@ func (c *call) release(reusable bool) {
 		return
 	}
 	c.guard.detach()
-	c.upload.stop()
-	c.hop.release(reusable)
+	sent := c.upload.stop()
+	c.hop.release(sent && reusable)
 	c.endpoint = nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"sync/atomic"
+	"time"
 
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
 	"github.com/heddle-mesh/heddle/internal/proxy/http1"
@@ -49,6 +50,11 @@ func (u *upload) run(to hop, body exchange.Body, done chan<- struct{}) {
 		}
 		u.call.x.Client.Progress()
 		u.call.sendCopies(p, false)
+		if body.Done() {
+			// The answer to this piece may be sent before write has returned, and
+			// does not leave the rest of a body on the client's connection.
+			u.call.x.Uploading.Store(false)
+		}
 		if err := to.write(p); err != nil {
 			return // reading the response tells why, or is the response
 		}
@@ -79,22 +85,49 @@ func (u *upload) ended(err error) {
 	c.guard.interrupt(clientGone)
 }
 
-// stop ends the goroutine and waits for it.
-func (u *upload) stop() {
+// lastPiece is how long the last piece of a body may take to leave when the answer is
+// over. An upstream that answers without reading may never take it.
+const lastPiece = 100 * time.Millisecond
+
+// stop ends the goroutine and waits for it. It reports whether the body was sent to its
+// end, which leaves the way fit for another request.
+func (u *upload) stop() (sent bool) {
 	if u.done == nil {
-		return
+		return true
 	}
-	if u.call.x.Uploading.Load() {
+	if sent = !u.call.x.Uploading.Load(); sent {
+		// There is nothing to wait for but the last piece, and a deadline would
+		// spoil the connection for the next request.
+		sent = u.ends(lastPiece)
+	} else {
 		u.stopped.Store(true)
 		u.call.x.Client.AbortRead()
+	}
+	if !sent {
 		u.call.hop.SetDeadline(past)
 	}
-	// A body that was sent to its end leaves nothing to wait for, and a deadline
-	// would spoil the connection for the next request.
 	<-u.done
 	u.done = nil
 	if p := u.panicked; p != nil {
 		u.panicked = nil
 		panic(p)
+	}
+	return sent
+}
+
+// ends waits for the goroutine, but not longer than d.
+func (u *upload) ends(d time.Duration) bool {
+	select {
+	case <-u.done:
+		return true
+	default:
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-u.done:
+		return true
+	case <-t.C:
+		return false
 	}
 }
