@@ -61,7 +61,7 @@ e2e-images:
 kube-load: kubehost e2e-images ## build all images for this machine and load them into CLUSTER
 	@$(KUBEHOST) load -name $(CLUSTER) bin/load/*.tar
 
-test-e2e: kubehost e2e-images ## run the tests on real Kubernetes clusters, as root
+test-e2e: build kubehost e2e-images ## run the tests on real Kubernetes clusters, as root
 	cd tools/images && $(GO) test ./...
 	cd test/e2e/host && $(GO) test ./...
 	$(KUBEHOST) build

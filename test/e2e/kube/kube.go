@@ -192,6 +192,13 @@ func (c *Cluster) Run(ctx context.Context, input string, args ...string) (string
 	return output(cmd)
 }
 
+// Heddle runs the CLI on the cluster, and returns what it prints.
+func (c *Cluster) Heddle(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(c.host.root, "bin", "heddle"), args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig)
+	return output(cmd)
+}
+
 // Load loads an image archive into all nodes.
 func (c *Cluster) Load(t testing.TB, archives ...string) {
 	t.Helper()
