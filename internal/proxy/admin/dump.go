@@ -11,16 +11,13 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
-	"google.golang.org/protobuf/types/descriptorpb"
-	"google.golang.org/protobuf/types/dynamicpb"
 
 	"github.com/heddle-mesh/heddle/internal/plan"
 	"github.com/heddle-mesh/heddle/internal/proxy/snapshot"
@@ -68,21 +65,11 @@ type lenient struct{ *protoregistry.Types }
 func (l lenient) FindMessageByURL(url string) (protoreflect.MessageType, error) {
 	t, err := l.Types.FindMessageByURL(url)
 	if err != nil {
-		return noFields()
+		// Any message without fields will do.
+		return (&corev3.AggregatedConfigSource{}).ProtoReflect().Type(), nil
 	}
 	return t, nil
 }
-
-var noFields = sync.OnceValues(func() (protoreflect.MessageType, error) {
-	f, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
-		Name: proto.String("heddle/unknown.proto"), Package: proto.String("heddle"), Syntax: proto.String("proto3"),
-		MessageType: []*descriptorpb.DescriptorProto{{Name: proto.String("Unknown")}},
-	}, nil)
-	if err != nil {
-		return nil, err
-	}
-	return dynamicpb.NewMessageType(f.Messages().Get(0)), nil
-})
 
 func timestamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
 
