@@ -325,6 +325,62 @@ func TestAnswersThatAreNotTaken(t *testing.T) {
 	}
 }
 
+// pourer sends frames until some are kept, and then its last one.
+type pourer struct {
+	ignore
+	sent chan int // frames, or -1
+}
+
+func (k pourer) OnHeaders(b *Batch, s *Stream, _ *Head, _ bool) {
+	s.SendHead(nil, &Head{Status: 200}, false)
+	frame := make([]byte, maxFrame)
+	for n := 1; ; n++ {
+		held, err := s.SendData(nil, frame, false)
+		if err != nil || n*maxFrame > 1<<28 {
+			k.sent <- -1
+			return
+		}
+		if held > 0 {
+			k.sent <- n
+			s.SendData(nil, nil, true)
+			s.Release(b)
+			return
+		}
+	}
+}
+
+// A client that allows much and reads late is told by its socket, not by the end of
+// its connection: what it does not take yet is kept, and its sender is told so.
+func TestLargeWindowsAreNoReasonToQueueWithoutEnd(t *testing.T) {
+	k := pourer{sent: make(chan int, 1)}
+	addr := listen(t, func(nc net.Conn) *Conn { return NewServer(Config{Conn: nc, Handler: k}) })
+	a := newAttacker(t, addr, h2.Setting{ID: h2.SettingInitialWindowSize, Val: 1 << 30})
+	defer a.c.Close()
+	a.fr.WriteWindowUpdate(0, 1<<30)
+	a.head(true, 1)
+	a.w.Flush()
+	frames := <-k.sent
+	if frames < 0 {
+		t.Fatal("nothing was kept of what the client does not read")
+	}
+	got := 0
+	for {
+		f, err := a.fr.ReadFrame()
+		if err != nil {
+			t.Fatalf("after %d of %d bytes: %v", got, frames*maxFrame, err)
+		}
+		if d, ok := f.(*h2.DataFrame); ok {
+			got += len(d.Data())
+			if d.StreamEnded() {
+				break
+			}
+		}
+	}
+	if got != frames*maxFrame {
+		t.Errorf("%d bytes, want %d", got, frames*maxFrame)
+	}
+}
+
 // A server can attack too.
 func TestAttacksOnClients(t *testing.T) {
 	for name, step := range map[string]func(fr *h2.Framer, i int) error{

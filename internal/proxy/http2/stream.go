@@ -142,7 +142,7 @@ func (s *Stream) SendData(b *Batch, p []byte, end bool) (held int, err error) {
 	if s.out.n == 0 && (c.first == nil || len(p) == 0) {
 		for {
 			n := int(min(int64(len(p)), maxFrame, max(s.sendWin, 0), max(c.sendWin, 0)))
-			if n < len(p) && (n == 0 || c.outLen() >= outLimit) {
+			if n < len(p) && (n == 0 || c.outLen() >= outLimit) || n > 0 && c.outLen() >= outMost {
 				break
 			}
 			last := n == len(p)

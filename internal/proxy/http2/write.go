@@ -14,7 +14,10 @@ const (
 	// outLimit is how much may wait for the socket before data stays with its
 	// streams, where other streams can overtake it and credit is not given back.
 	outLimit = 48 << 10
-	// outSize holds that, and the frame that exceeds it.
+	// outMost is the same for data that needs one frame only: of many streams that
+	// send a little, all of it may leave at once.
+	outMost = 4 * outLimit
+	// outSize holds outLimit, and the frame that exceeds it.
 	outSize = outLimit + maxFrame + 1<<10
 	// outHard ends a connection whose peer makes us send without reading. Heads and
 	// control frames alone can get there.
