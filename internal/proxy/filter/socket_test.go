@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,6 +48,14 @@ func (kernel) OriginalDst(net.Conn) (netip.AddrPort, bool) { return netip.AddrPo
 func onSockets(t *testing.T, h http.HandlerFunc, cfg upstream.Config, edit func(*plan.Cluster, *plan.LoadAssignment),
 	serverTLS *tls.Config, accept func(net.Conn) net.Conn) string {
 	t.Helper()
+	addr, _, _ := proxyOnSockets(t, h, cfg, edit, serverTLS, accept)
+	return addr
+}
+
+// proxyOnSockets returns the proxy and its route table, too.
+func proxyOnSockets(t *testing.T, h http.HandlerFunc, cfg upstream.Config, edit func(*plan.Cluster, *plan.LoadAssignment),
+	serverTLS *tls.Config, accept func(net.Conn) net.Conn) (string, *Server, *atomic.Pointer[route.Table]) {
+	t.Helper()
 	listen := func() net.Listener {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -75,7 +84,9 @@ func onSockets(t *testing.T, h http.HandlerFunc, cfg upstream.Config, edit func(
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := NewServer(Config{Chain: &plan.HTTPChain{}, Routes: func() *route.Table { return table }, Clusters: set})
+	current := new(atomic.Pointer[route.Table])
+	current.Store(table)
+	s := NewServer(Config{Chain: &plan.HTTPChain{}, Routes: current.Load, Clusters: set, Budget: cfg.Budget})
 	l := listen()
 	ctx, cancel := context.WithCancel(context.Background())
 	wg.Go(func() {
@@ -98,7 +109,7 @@ func onSockets(t *testing.T, h http.HandlerFunc, cfg upstream.Config, edit func(
 		app.Close()
 		wg.Wait()
 	})
-	return l.Addr().String()
+	return l.Addr().String(), s, current
 }
 
 func TestManyRequestsOverSockets(t *testing.T) {

@@ -42,7 +42,27 @@ func ParseRequest(x *exchange.Exchange, head []byte) error {
 	if q.Header.Has(exchange.TE) && !exchange.EqualFold(q.Header.Get(exchange.TE), "trailers") {
 		q.Header.Del(exchange.TE)
 	}
+	if q.Header.Has(exchange.Cookie) && q.Header.Count(exchange.Cookie) > 1 {
+		joinCookies(x)
+	}
 	return settleExpect(q)
+}
+
+// joinCookies makes one field of many. An upstream that speaks HTTP/2 does so, and no
+// policy is to see another request than that. Sources: RFC 9113 section 8.2.3; RFC 6265
+// section 5.4, by which a client sends one.
+func joinCookies(x *exchange.Exchange) {
+	h, b := &x.Request.Header, x.Scratch()
+	from := len(b)
+	for i := range h.Len() {
+		if f := h.At(i); f != nil && f.ID == exchange.Cookie {
+			if len(b) > from {
+				b = append(b, "; "...)
+			}
+			b = append(b, f.Value...)
+		}
+	}
+	h.Set(exchange.Cookie, x.Keep(b))
 }
 
 // parseRequestLine reads "GET /path HTTP/1.1".
