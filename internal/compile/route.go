@@ -223,9 +223,19 @@ func routeMatch(in *networking.HTTPMatchRequest) plan.RouteMatch {
 		}
 	}
 	for _, name := range headerNames(in.Headers) {
+		if path, ok := claimPath(name); ok {
+			kind, value := stringMatch(in.Headers[name])
+			out.Claims = append(out.Claims, plan.ClaimMatch{Path: path, Kind: kind, Value: value})
+			continue
+		}
 		out.Headers = append(out.Headers, headerMatch(name, in.Headers[name]))
 	}
 	for _, name := range headerNames(in.WithoutHeaders) {
+		if path, ok := claimPath(name); ok {
+			kind, value := stringMatch(in.WithoutHeaders[name])
+			out.Claims = append(out.Claims, plan.ClaimMatch{Path: path, Kind: kind, Value: value, Invert: true})
+			continue
+		}
 		h := headerMatch(name, in.WithoutHeaders[name])
 		h.Invert = true
 		// A request without the header does not have the unwanted value.
@@ -246,6 +256,21 @@ func headerNames(m map[string]*networking.StringMatch) []string {
 	return slices.DeleteFunc(names, func(n string) bool {
 		return n == "uri" || n == "scheme" || n == "method" || n == "authority"
 	})
+}
+
+// claimPath reads a header name that stands for a claim of the request's token:
+// "@request.auth.claims.a.b", or "@request.auth.claims[a][b]" where names have dots.
+func claimPath(name string) (string, bool) {
+	const prefix = "@request.auth.claims"
+	if len(name) <= len(prefix) || !strings.EqualFold(name[:len(prefix)], prefix) {
+		return "", false
+	}
+	name = prefix + name[len(prefix):] // case matters from here on
+	if path, ok := bracketed(name, prefix); ok {
+		return strings.Join(path, "\x00"), true
+	}
+	path, ok := strings.CutPrefix(name, prefix+".")
+	return strings.ReplaceAll(path, ".", "\x00"), ok && path != ""
 }
 
 func headerMatch(name string, m *networking.StringMatch) plan.HeaderMatch {
@@ -271,7 +296,7 @@ func stringMatch(m *networking.StringMatch) (plan.StringKind, string) {
 
 // matchesAll reports whether a match holds for every request.
 func matchesAll(m *plan.RouteMatch) bool {
-	if len(m.Headers) > 0 || len(m.Query) > 0 {
+	if len(m.Headers) > 0 || len(m.Query) > 0 || len(m.Claims) > 0 {
 		return false
 	}
 	switch m.Path.Kind {

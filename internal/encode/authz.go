@@ -128,7 +128,7 @@ func permissionText(c plan.Condition, t plan.TextMatch) *rbacv3.Permission {
 		filter, key, _ := strings.Cut(c.Key, "\x00")
 		value := &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: textMatcher(t)}}
 		if list, ok := strings.CutPrefix(t.Value, "["); ok && t.Kind == plan.StringExact {
-			value = listValue(plan.TextMatch{Kind: plan.StringExact, Value: strings.TrimSuffix(list, "]")})
+			value = listValue(textMatcher(plan.TextMatch{Kind: plan.StringExact, Value: strings.TrimSuffix(list, "]")}))
 		}
 		return &rbacv3.Permission{Rule: &rbacv3.Permission_Metadata{Metadata: metadata(filter, value, key)}}
 	}
@@ -183,7 +183,7 @@ func principalText(c plan.Condition, t plan.TextMatch) *rbacv3.Principal {
 			Ids: []*rbacv3.Principal{claim(one(issuer), "iss"), claim(one(subject), "sub")},
 		}}}
 	case plan.AttrClaim:
-		return claim(textOrList(t), strings.Split(c.Key, "\x00")...)
+		return claim(textOrList(textMatcher(t)), strings.Split(c.Key, "\x00")...)
 	}
 	panic("encode: a condition on " + c.Attr.String() + " is no source's")
 }
@@ -217,19 +217,19 @@ func splitPrincipal(t plan.TextMatch) (issuer, subject plan.TextMatch) {
 	return whole(plan.StringExact, t.Value[:i]), whole(plan.StringExact, t.Value[i+1:])
 }
 
-func listValue(t plan.TextMatch) *matcherv3.ValueMatcher {
+func listValue(m *matcherv3.StringMatcher) *matcherv3.ValueMatcher {
 	return &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_ListMatch{ListMatch: &matcherv3.ListMatcher{
 		MatchPattern: &matcherv3.ListMatcher_OneOf{OneOf: &matcherv3.ValueMatcher{
-			MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: textMatcher(t)},
+			MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: m},
 		}},
 	}}}
 }
 
 // textOrList matches a claim that is a text, or a list with such a text in it.
-func textOrList(t plan.TextMatch) *matcherv3.ValueMatcher {
+func textOrList(m *matcherv3.StringMatcher) *matcherv3.ValueMatcher {
 	return &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_OrMatch{OrMatch: &matcherv3.OrMatcher{
 		ValueMatchers: []*matcherv3.ValueMatcher{
-			{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: textMatcher(t)}}, listValue(t),
+			{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: m}}, listValue(m),
 		},
 	}}}
 }

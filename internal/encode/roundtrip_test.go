@@ -491,6 +491,11 @@ func genMatch(t *rapid.T) plan.RouteMatch {
 		q.Kind, q.Value = genString(t)
 		return q
 	})
+	m.Claims = list(t, "claims", 2, func(t *rapid.T) plan.ClaimMatch {
+		c := plan.ClaimMatch{Path: text(t) + "\x00" + text(t), Invert: flag(t)}
+		c.Kind, c.Value = genString(t)
+		return c
+	})
 	return m
 }
 

@@ -103,6 +103,15 @@ func routeMatch(m plan.RouteMatch, forGRPC bool) *routev3.RouteMatch {
 		}
 		out.QueryParameters = append(out.QueryParameters, match)
 	}
+	for _, c := range m.Claims {
+		value := &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_PresentMatch{PresentMatch: true}}
+		if s := stringMatch(c.Kind, c.Value); s != nil {
+			value = textOrList(s)
+		}
+		m := metadata(jwtMetadata, value, append([]string{"payload"}, strings.Split(c.Path, "\x00")...)...)
+		m.Invert = c.Invert
+		out.DynamicMetadata = append(out.DynamicMetadata, m)
+	}
 	return out
 }
 

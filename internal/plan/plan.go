@@ -251,6 +251,8 @@ type RouteMatch struct {
 	// ":scheme" stand for the request's parts.
 	Headers []HeaderMatch
 	Query   []QueryMatch
+	// Claims are of the request's verified token.
+	Claims []ClaimMatch
 }
 
 // PathKind says how PathMatch.Value is compared.
@@ -290,6 +292,15 @@ type HeaderMatch struct {
 	Value          string
 	Invert         bool
 	MissingIsEmpty bool
+}
+
+// ClaimMatch is a condition on a claim, or on one text of a claim that is a list.
+// Invert negates it; without a token or the claim it does not hold before that.
+type ClaimMatch struct {
+	Path   string // the names on the way to it, joined by "\x00"
+	Kind   StringKind
+	Value  string
+	Invert bool
 }
 
 // QueryMatch is a condition on one query parameter.

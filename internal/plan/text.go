@@ -352,6 +352,13 @@ func (m *RouteMatch) String() string {
 	for _, q := range m.Query {
 		w.add("?%s%s", q.Name, comparison(q.Kind, q.Value))
 	}
+	for _, c := range m.Claims {
+		not := ""
+		if c.Invert {
+			not = "!"
+		}
+		w.add("%sclaim:%s%s", not, strings.ReplaceAll(c.Path, "\x00", "."), comparison(c.Kind, c.Value))
+	}
 	return w.String()
 }
 

@@ -244,6 +244,14 @@ func (r *Route) Validate() error {
 			errs = append(errs, validRegex(h.Value))
 		}
 	}
+	for _, c := range r.Match.Claims {
+		if c.Path == "" {
+			errs = append(errs, errors.New("a claim condition has no name"))
+		}
+		if c.Kind == StringRegex {
+			errs = append(errs, validRegex(c.Value))
+		}
+	}
 	for _, q := range r.Match.Query {
 		if q.Kind == StringRegex {
 			errs = append(errs, validRegex(q.Value))

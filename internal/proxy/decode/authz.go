@@ -288,10 +288,12 @@ func joinPrincipal(issuer, subject plan.TextMatch) (plan.TextMatch, bool) {
 // claim reads a match of a verified token: its path and its text, which may stand in
 // a list.
 func (r *reader) claim(path string, m *matcherv3.MetadataMatcher) (string, plan.TextMatch) {
-	key, ok := segments(m)
-	if !ok || m.GetInvert() || m.GetFilter() != "envoy.filters.http.jwt_authn" || len(key) < 2 || key[0] != "payload" {
-		r.fail(join(path, "metadata"), "is not a claim of jwt_authn's payload")
+	key, ok := r.claimPath(join(path, "metadata"), m)
+	if !ok {
 		return "", plan.TextMatch{}
+	}
+	if m.GetInvert() {
+		r.fail(join(path, "metadata"), "is negated")
 	}
 	v := m.GetValue()
 	if or := v.GetOrMatch().GetValueMatchers(); len(or) > 0 {
@@ -306,7 +308,17 @@ func (r *reader) claim(path string, m *matcherv3.MetadataMatcher) (string, plan.
 	if list := v.GetListMatch(); list != nil {
 		t = list.GetOneOf().GetStringMatch()
 	}
-	return strings.Join(key[1:], "\x00"), r.text(join(path, "metadata.value"), t)
+	return key, r.text(join(path, "metadata.value"), t)
+}
+
+// claimPath reads which claim of a verified token a match is about.
+func (r *reader) claimPath(path string, m *matcherv3.MetadataMatcher) (string, bool) {
+	key, ok := segments(m)
+	if !ok || m.GetFilter() != "envoy.filters.http.jwt_authn" || len(key) < 2 || key[0] != "payload" {
+		r.fail(path, "is not a claim of jwt_authn's payload")
+		return "", false
+	}
+	return strings.Join(key[1:], "\x00"), true
 }
 
 func segments(m *matcherv3.MetadataMatcher) ([]string, bool) {

@@ -7,6 +7,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/heddle-mesh/heddle/internal/plan"
@@ -102,7 +103,7 @@ func (r *reader) route(path string, m *routev3.Route) *plan.Route {
 }
 
 func (r *reader) routeMatch(path string, m *routev3.RouteMatch) plan.RouteMatch {
-	r.only(path, m, "prefix", "path", "safe_regex", "path_separated_prefix", "case_sensitive", "headers", "query_parameters")
+	r.only(path, m, "prefix", "path", "safe_regex", "path_separated_prefix", "case_sensitive", "headers", "query_parameters", "dynamic_metadata")
 	var out plan.RouteMatch
 	switch p := m.GetPathSpecifier().(type) {
 	case *routev3.RouteMatch_Prefix:
@@ -140,6 +141,30 @@ func (r *reader) routeMatch(path string, m *routev3.RouteMatch) plan.RouteMatch 
 		}
 		out.Query = append(out.Query, match)
 	}
+	for i, m := range m.GetDynamicMetadata() {
+		out.Claims = append(out.Claims, r.claimMatch(index(path, "dynamic_metadata", i), m))
+	}
+	return out
+}
+
+// claimMatch reads a condition on a claim of a verified token.
+func (r *reader) claimMatch(path string, m *matcherv3.MetadataMatcher) plan.ClaimMatch {
+	key, ok := r.claimPath(path, m)
+	out := plan.ClaimMatch{Path: key, Invert: m.GetInvert()}
+	v := m.GetValue()
+	if !ok || v.GetPresentMatch() {
+		return out
+	}
+	if or := v.GetOrMatch().GetValueMatchers(); len(or) == 2 {
+		a, b := or[0].GetStringMatch(), or[1].GetListMatch().GetOneOf().GetStringMatch()
+		if a == nil || !proto.Equal(a, b) {
+			r.fail(join(path, "value"), "is not one text, alone or in a list")
+			return out
+		}
+		out.Kind, out.Value = r.stringMatch(join(path, "value"), a)
+		return out
+	}
+	r.fail(join(path, "value"), "is neither of presence nor one text, alone or in a list")
 	return out
 }
 

@@ -88,5 +88,17 @@ func newRule(p *plan.Route) (rule, error) {
 		}
 		r.query = append(r.query, c)
 	}
+	for i := range p.Match.Claims {
+		m := &p.Match.Claims[i]
+		c := claim{plan: m}
+		if m.Kind == plan.StringRegex {
+			re, err := compile(m.Value)
+			if err != nil {
+				faults = append(faults, fmt.Errorf("claim %q: %w", m.Path, err))
+			}
+			c.regex = re
+		}
+		r.claims = append(r.claims, c)
+	}
 	return r, errors.Join(faults...)
 }

@@ -156,6 +156,11 @@ func (r *rule) miss(q *Request) string {
 			return fmt.Sprintf("query %q has no parameter %q that matches %s %q", q.Query, p.Name, stringKinds[p.Kind], p.Value)
 		}
 	}
+	for i := range r.claims {
+		if c := r.claims[i].plan; !r.claims[i].matches(q.Token) {
+			return fmt.Sprintf("the token's claim %q does not match %s %q, or must not", strings.ReplaceAll(c.Path, "\x00", "."), stringKinds[c.Kind], c.Value)
+		}
+	}
 	return "all conditions hold"
 }
 

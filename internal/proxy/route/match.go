@@ -3,6 +3,7 @@ package route
 import (
 	"bytes"
 	"regexp"
+	"strings"
 
 	"github.com/heddle-mesh/heddle/internal/plan"
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
@@ -14,6 +15,7 @@ type rule struct {
 	path    *regexp.Regexp // with plan.PathRegex
 	headers []header
 	query   []query
+	claims  []claim
 	retry   *Retry
 	action  *Action
 }
@@ -31,6 +33,43 @@ type query struct {
 	regex *regexp.Regexp
 }
 
+// claim is a condition on a claim.
+type claim struct {
+	plan  *plan.ClaimMatch
+	regex *regexp.Regexp
+}
+
+// matches looks at each text of the claim.
+func (c *claim) matches(t *exchange.Token) bool {
+	found := false
+	if t != nil {
+		for _, v := range t.Claims[c.plan.Path] {
+			if found = compareText(c.plan.Kind, v, c.plan.Value, c.regex); found {
+				break
+			}
+		}
+	}
+	return found != c.plan.Invert
+}
+
+func compareText(kind plan.StringKind, value, want string, re *regexp.Regexp) bool {
+	switch kind {
+	case plan.StringPresent:
+		return true
+	case plan.StringExact:
+		return value == want
+	case plan.StringPrefix:
+		return strings.HasPrefix(value, want)
+	case plan.StringSuffix:
+		return strings.HasSuffix(value, want)
+	case plan.StringContains:
+		return strings.Contains(value, want)
+	case plan.StringRegex:
+		return re != nil && re.MatchString(value)
+	}
+	return false
+}
+
 func (r *rule) matches(q *Request) bool {
 	if !r.matchesPath(q.Path) {
 		return false
@@ -42,6 +81,11 @@ func (r *rule) matches(q *Request) bool {
 	}
 	for i := range r.query {
 		if !r.query[i].matches(q.Query) {
+			return false
+		}
+	}
+	for i := range r.claims {
+		if !r.claims[i].matches(q.Token) {
 			return false
 		}
 	}

@@ -19,6 +19,7 @@ type Request struct {
 	Path      []byte // canonical, without query
 	Query     []byte
 	Header    *exchange.Header
+	Token     *exchange.Token // nil without a verified one
 }
 
 // Of returns what a decision about x depends on.
@@ -31,6 +32,7 @@ func Of(x *exchange.Exchange) Request {
 		Path:      r.Path,
 		Query:     r.Query,
 		Header:    &r.Header,
+		Token:     x.Token,
 	}
 }
 
