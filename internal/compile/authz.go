@@ -20,10 +20,13 @@ type access struct {
 	requests []*model.RequestAuthentication
 	// keys are the key sets that requests refer to by address.
 	keys map[string]string
+	// providers are what CUSTOM policies can ask.
+	providers map[string]*plan.ExtAuthz
 }
 
 func accessOf(w *model.World, wl *model.Workload) access {
-	a := access{w.Mesh(), w.AuthorizationPolicies(wl), w.RequestAuthentications(wl), map[string]string{}}
+	a := access{mesh: w.Mesh(), policies: w.AuthorizationPolicies(wl), requests: w.RequestAuthentications(wl), keys: map[string]string{}}
+	a.providers = providersOf(w, a.policies)
 	for _, r := range a.requests {
 		for _, j := range r.Spec.JwtRules {
 			if s := model.KeySource(j); s != "" {
@@ -39,6 +42,10 @@ func (a access) seal(p *model.Printer) {
 	for _, policy := range a.policies {
 		p.Print(policy.Print)
 	}
+	p.Number(uint64(len(a.providers)))
+	for _, name := range sortedKeys(a.providers) {
+		p.Text(a.providers[name].String())
+	}
 	p.Number(uint64(len(a.requests)))
 	for _, r := range a.requests {
 		p.Print(r.Print)
@@ -50,11 +57,11 @@ func (a access) seal(p *model.Printer) {
 
 // guard puts the rules in force on chains to the workload. All chains share them.
 func (a access) guard(chains []*plan.FilterChain) {
-	requests, tokens := a.rbac(), a.tokens()
-	bytes := plan.ForBytes(requests)
+	requests, tokens, asks := a.rbac(true), a.tokens(), a.asks()
+	bytes := plan.ForBytes(a.rbac(false))
 	for _, c := range chains {
 		if c.HTTP != nil {
-			c.HTTP.RBAC, c.HTTP.JWT = requests, tokens
+			c.HTTP.RBAC, c.HTTP.JWT, c.HTTP.Ask = requests, tokens, asks
 		} else {
 			c.TCP.RBAC = bytes
 		}
@@ -63,13 +70,15 @@ func (a access) guard(chains []*plan.FilterChain) {
 
 // rbac returns the rules in the order of their evaluation: AUDIT refuses nothing, so
 // it may come first; then DENY, and ALLOW last.
-func (a access) rbac() []*plan.RBAC {
+//
+// A CUSTOM policy refuses what nobody can be asked about: of bytes all, and of requests
+// those whose provider is not one of asks.
+func (a access) rbac(asked bool) []*plan.RBAC {
 	var out []*plan.RBAC
 	for _, step := range []struct {
 		of security.AuthorizationPolicy_Action
 		as plan.RBACAction
 	}{
-		// Until a provider can be asked nothing is let through that one should see.
 		{security.AuthorizationPolicy_CUSTOM, plan.Deny},
 		{security.AuthorizationPolicy_AUDIT, plan.Audit},
 		{security.AuthorizationPolicy_DENY, plan.Deny},
@@ -78,6 +87,9 @@ func (a access) rbac() []*plan.RBAC {
 		r := &plan.RBAC{Action: step.as}
 		for _, p := range a.policies {
 			if p.Spec.Action != step.of {
+				continue
+			}
+			if asked && step.of == security.AuthorizationPolicy_CUSTOM && a.providers[p.Spec.GetProvider().GetName()] != nil {
 				continue
 			}
 			rules := a.rules(p, step.as)

@@ -41,6 +41,10 @@ func httpFilters(c *plan.HTTPChain, direction plan.Direction, forGRPC bool) []*h
 		// one tells HTTP from bytes.
 		add("istio.alpn", typedStruct("type.googleapis.com/istio.envoy.config.filter.http.alpn_filter.v2alpha1.FilterConfig", alpnOverrides()))
 	}
+	for _, e := range c.Ask {
+		add("envoy.filters.http.rbac", askRules(e))
+		add("envoy.filters.http.ext_authz", extAuthz(e))
+	}
 	if len(c.JWT) > 0 {
 		add("envoy.filters.http.jwt_authn", jwtAuthn(c.JWT))
 	}

@@ -247,7 +247,7 @@ func genHTTPChain(t *rapid.T) *plan.HTTPChain {
 		ForwardClientCert: plan.ClientCertMode(rapid.IntRange(0, 4).Draw(t, "xfcc")),
 		TrustedHops:       rapid.Uint32Range(0, 3).Draw(t, "hops"),
 		UseRemoteAddress:  flag(t), AccessLog: maybe(t, "log", text), Metrics: flag(t),
-		RBAC: list(t, "rbac", 3, genRBAC), JWT: list(t, "jwt", 2, genJWT),
+		RBAC: list(t, "rbac", 3, genRBAC), JWT: list(t, "jwt", 2, genJWT), Ask: genAsks(t),
 	}
 	if flag(t) {
 		c.RouteName = text(t)
@@ -266,6 +266,28 @@ func genJWT(t *rapid.T) *plan.JWT {
 		}),
 		ClaimHeaders: list(t, "claims", 2, func(t *rapid.T) plan.ClaimHeader { return plan.ClaimHeader{Header: text(t), Claim: text(t)} }),
 	}
+}
+
+// genAsks makes providers of different names.
+func genAsks(t *rapid.T) (out []*plan.ExtAuthz) {
+	names := func(what string) []plan.TextMatch {
+		return list(t, what, 2, func(t *rapid.T) plan.TextMatch {
+			return plan.TextMatch{Kind: rapid.SampledFrom([]plan.StringKind{plan.StringExact, plan.StringPrefix, plan.StringSuffix}).Draw(t, "kind"), Value: text(t)}
+		})
+	}
+	for i := range rapid.IntRange(0, 2).Draw(t, "providers") {
+		e := &plan.ExtAuthz{
+			Provider: fmt.Sprintf("%d%s", i, text(t)), Cluster: text(t), PathPrefix: maybe(t, "prefix", text), Timeout: span(t) + 1, FailOpen: flag(t),
+			StatusOnError: rapid.Uint32Range(200, 599).Draw(t, "status"), RequestHeaders: names("send"), ToUpstream: names("upstream"),
+			ToClient: names("client"), ToDenied: names("denied"),
+			Added: list(t, "added", 2, func(t *rapid.T) plan.AddedHeader { return plan.AddedHeader{Name: text(t), Value: anyText(t)} }),
+		}
+		for n := range rapid.IntRange(1, 3).Draw(t, "rules") {
+			e.Rules = append(e.Rules, &plan.RBACRule{Name: fmt.Sprintf("%s%s-%d", plan.ExtAuthzPrefix, e.Provider, n)})
+		}
+		out = append(out, e)
+	}
+	return out
 }
 
 func genRBAC(t *rapid.T) *plan.RBAC {

@@ -36,6 +36,9 @@ type Mesh struct {
 	// DefaultRetry is what routes without their own do; nil is the built-in.
 	DefaultRetry *networking.HTTPRetry
 
+	// Providers are what policies may refer to, by name.
+	Providers map[string]*meshconfig.MeshConfig_ExtensionProvider
+
 	ServiceExportTo         []string
 	VirtualServiceExportTo  []string
 	DestinationRuleExportTo []string
@@ -79,6 +82,10 @@ func newMesh(opts Options, cm *config.Object) *Mesh {
 		VirtualServiceExportTo:   in.DefaultVirtualServiceExportTo,
 		DestinationRuleExportTo:  in.DefaultDestinationRuleExportTo,
 	}
+	m.Providers = map[string]*meshconfig.MeshConfig_ExtensionProvider{}
+	for _, p := range in.ExtensionProviders {
+		m.Providers[p.Name] = p
+	}
 	if d := duration(in.ConnectTimeout); d > 0 {
 		m.ConnectTimeout = d
 	}
@@ -109,6 +116,10 @@ func newMesh(opts Options, cm *config.Object) *Mesh {
 	p.Text(m.ServiceExportTo...)
 	p.Text(m.VirtualServiceExportTo...)
 	p.Text(m.DestinationRuleExportTo...)
+	p.Number(uint64(len(in.ExtensionProviders)))
+	for _, e := range in.ExtensionProviders {
+		p.message(e)
+	}
 	m.Print = p.Sum()
 	return m
 }

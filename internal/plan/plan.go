@@ -145,6 +145,8 @@ type HTTPChain struct {
 	Metrics bool
 	// JWT says whose tokens are accepted; without any, none is looked at.
 	JWT []*JWT
+	// Ask is asked before anything else is decided.
+	Ask []*ExtAuthz
 	// RBAC decides who may do what, in order.
 	RBAC []*RBAC
 }

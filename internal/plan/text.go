@@ -119,6 +119,10 @@ func (c *FilterChain) text(b *strings.Builder, word string) {
 		for _, j := range c.HTTP.JWT {
 			b.WriteString("    " + j.String() + "\n")
 		}
+		for _, e := range c.HTTP.Ask {
+			b.WriteString("    " + e.String() + "\n")
+			rbacText(b, "      ", []*RBAC{{Action: Deny, Enforced: true, Rules: e.Rules}})
+		}
 		rbacText(b, "    ", c.HTTP.RBAC)
 	} else if c.TCP != nil {
 		rbacText(b, "    ", c.TCP.RBAC)

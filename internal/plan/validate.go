@@ -120,6 +120,11 @@ func (l *Listener) Validate() error {
 			if h.Inline != nil {
 				errs = append(errs, h.Inline.Validate())
 			}
+			for _, e := range h.Ask {
+				if err := e.Validate(); err != nil {
+					fail("chain %d: %w", i, err)
+				}
+			}
 			for _, rbac := range h.RBAC {
 				if err := rbac.Validate(); err != nil {
 					fail("chain %d: %w", i, err)

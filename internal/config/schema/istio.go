@@ -88,7 +88,7 @@ func istio() []*Kind {
 			Group: securityGroup, Name: "AuthorizationPolicy", Plural: "authorizationpolicies", Short: []string{"ap"},
 			Versions: []string{"v1", "v1beta1"}, Namespaced: true,
 			New:    func() any { return &securityv1beta1.AuthorizationPolicy{} },
-			Acted:  under("spec", "selector", "targetRef", "targetRefs", "rules", "action=ALLOW|DENY|AUDIT"),
+			Acted:  under("spec", "selector", "targetRef", "targetRefs", "rules", "provider", "action=ALLOW|DENY|AUDIT|CUSTOM"),
 			Guards: []string{"spec"},
 		},
 		{
@@ -177,6 +177,13 @@ var meshConfig = sync.OnceValue(func() *Kind {
 			"accessLogFile", "connectTimeout", "protocolDetectionTimeout", "h2UpgradePolicy", "localityLbSetting",
 			"defaultHttpRetryPolicy.attempts", "defaultHttpRetryPolicy.perTryTimeout", "defaultHttpRetryPolicy.retryOn",
 			"defaultHttpRetryPolicy.retryIgnorePreviousHosts",
+			"extensionProviders[].name",
+			"extensionProviders[].envoyExtAuthzHttp.service", "extensionProviders[].envoyExtAuthzHttp.port", "extensionProviders[].envoyExtAuthzHttp.timeout",
+			"extensionProviders[].envoyExtAuthzHttp.pathPrefix", "extensionProviders[].envoyExtAuthzHttp.failOpen", "extensionProviders[].envoyExtAuthzHttp.statusOnError",
+			"extensionProviders[].envoyExtAuthzHttp.includeHeadersInCheck", "extensionProviders[].envoyExtAuthzHttp.includeRequestHeadersInCheck",
+			"extensionProviders[].envoyExtAuthzHttp.includeAdditionalHeadersInCheck", "extensionProviders[].envoyExtAuthzHttp.headersToUpstreamOnAllow",
+			"extensionProviders[].envoyExtAuthzHttp.headersToDownstreamOnDeny", "extensionProviders[].envoyExtAuthzHttp.headersToDownstreamOnAllow",
+			"extensionProviders[].envoyExtAuthzHttp.clearRouteCache",
 			"defaultConfig.gatewayTopology.proxyProtocol", "defaultServiceExportTo", "defaultVirtualServiceExportTo", "defaultDestinationRuleExportTo",
 		},
 		Quiet: []Quiet{

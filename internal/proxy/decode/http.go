@@ -3,6 +3,7 @@ package decode
 import (
 	udpatypev1 "github.com/cncf/xds/go/udpa/type/v1"
 	xdstypev3 "github.com/cncf/xds/go/xds/type/v3"
+	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	faultv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/fault/v3"
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
@@ -86,6 +87,7 @@ func (r *reader) httpChain(path string, m *hcmv3.HttpConnectionManager) *plan.HT
 // is there is what counts.
 func (r *reader) httpFilters(path string, filters []*hcmv3.HttpFilter, c *plan.HTTPChain) {
 	ended := false
+	var asked []*plan.RBACRule
 	for i, f := range filters {
 		at := index(path, "http_filters", i)
 		if ended {
@@ -105,9 +107,20 @@ func (r *reader) httpFilters(path string, filters []*hcmv3.HttpFilter, c *plan.H
 			if r.unpack(at, f.GetTypedConfig(), m) {
 				c.JWT = append(c.JWT, r.jwtAuthn(at, m)...)
 			}
+		case "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz":
+			m := &extauthzv3.ExtAuthz{}
+			if r.unpack(at, f.GetTypedConfig(), m) {
+				if e := r.extAuthz(at, m, asked); e != nil {
+					c.Ask = append(c.Ask, e)
+				}
+			}
 		case "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC":
 			m := &httprbacv3.RBAC{}
-			if r.unpack(at, f.GetTypedConfig(), m) {
+			switch {
+			case !r.unpack(at, f.GetTypedConfig(), m):
+			case choosesAsked(m):
+				asked = append(asked, r.httpRBAC(at, m).Shadow...)
+			default:
 				c.RBAC = append(c.RBAC, r.httpRBAC(at, m))
 			}
 		case "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault":

@@ -437,6 +437,9 @@ func (s *Store) usedClusters() map[string]bool {
 	s.eachChain(func(h *plan.HTTPChain, t *plan.TCPChain) {
 		if h != nil {
 			config(h.Inline)
+			for _, e := range h.Ask {
+				used[e.Cluster] = true
+			}
 		}
 		if t != nil {
 			lead(t.Clusters)

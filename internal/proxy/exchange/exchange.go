@@ -38,9 +38,10 @@ type Filter struct {
 	// Response sees the response's head if Request was called, in the opposite
 	// order. It never waits.
 	Response func(x *Exchange)
-	// Waits says that Request may block. Streams that share a connection then get a
-	// goroutine each, which they do without otherwise.
-	Waits bool
+	// Waits reports whether Request may block, as policy is now; nil: it never does.
+	// Streams that share a connection then get a goroutine each, which they do without
+	// otherwise.
+	Waits func() bool
 }
 
 // Conn is a client's connection. The listener fills it before the first request;
@@ -116,6 +117,8 @@ type Exchange struct {
 	Remote netip.Addr
 	// Token is what a verified token says of the one who asks, nil without one.
 	Token *Token
+	// ToClient are headers that the response is to have.
+	ToClient []Pair
 	// AskedPeer and AskedPeerID are set if the client's proxy wants to be told who
 	// answers.
 	AskedPeer, AskedPeerID bool
@@ -157,6 +160,9 @@ type Token struct {
 	// them joined by "\x00".
 	Claims map[string][]string
 }
+
+// Pair is a header by name and value.
+type Pair struct{ Name, Value string }
 
 // Tunnel is the upstream's side of an upgraded connection. Early holds what the
 // upstream sent behind its response head.
@@ -209,6 +215,8 @@ func (x *Exchange) Reset() {
 	x.Upstream = Upstream{}
 	x.Peer = nil
 	x.Remote, x.Token = netip.Addr{}, nil
+	clear(x.ToClient)
+	x.ToClient = x.ToClient[:0]
 	x.AskedPeer, x.AskedPeerID = false, false
 	x.Flags, x.Details, x.Termination, x.TransportFailure = 0, "", "", ""
 	x.RequestBytes, x.ResponseBytes = 0, 0

@@ -8,6 +8,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/accesslog"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/authz"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/clientcert"
+	"github.com/heddle-mesh/heddle/internal/proxy/filter/extauthz"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/forwarded"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/jwt"
 	"github.com/heddle-mesh/heddle/internal/proxy/filter/peer"
@@ -23,7 +24,17 @@ import (
 type chain struct {
 	filters []Filter
 	router  *router.Router
-	waits   bool // some filter may
+	waits   []func() bool // of filters that may
+}
+
+// mayWait reports whether a request may be held up before it reaches the router.
+func (c *chain) mayWait() bool {
+	for _, waits := range c.waits {
+		if waits() {
+			return true
+		}
+	}
+	return false
 }
 
 // run takes x through the chain: when it returns, the response is there.
@@ -88,6 +99,8 @@ func compose(s *Server) chain {
 			MetadataID: cfg.OwnMetadataID,
 			Decode:     cfg.DecodePeer,
 		}),
+		// Before tokens are judged and taken out: a provider judges them itself.
+		extauthz.New(extauthz.Config{Rules: s.asks.Load, Send: last.Ask}),
 		// Who asks; before policies, which may want to know.
 		jwt.New(jwt.Config{Rules: s.tokens.Load}),
 		// Behind all that makes a request what the upstream will see, and before
@@ -100,7 +113,9 @@ func compose(s *Server) chain {
 	}
 	c := chain{filters: filters, router: last}
 	for _, f := range filters {
-		c.waits = c.waits || f.Waits
+		if f.Waits != nil {
+			c.waits = append(c.waits, f.Waits)
+		}
 	}
 	return c
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/plan"
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
+	"github.com/heddle-mesh/heddle/internal/proxy/filter/extauthz"
 	jwtfilter "github.com/heddle-mesh/heddle/internal/proxy/filter/jwt"
 	"github.com/heddle-mesh/heddle/internal/proxy/http2"
 	"github.com/heddle-mesh/heddle/internal/proxy/jwt"
@@ -87,7 +88,8 @@ type Server struct {
 	// streams and relays are the server's own, because timers are in them.
 	streams sync.Pool // of *stream
 	relays  sync.Pool // of *router.Relay
-	// rules and tokens are those in force.
+	// rules, tokens and asks are those in force.
+	asks   atomic.Pointer[extauthz.Rules]
 	rules  atomic.Pointer[rbac.Engine]
 	tokens atomic.Pointer[jwtfilter.Rules]
 
@@ -138,6 +140,7 @@ func NewServer(cfg Config) *Server {
 // nothing else. It acts on the next request of every connection.
 func (s *Server) Police(c *plan.HTTPChain) {
 	s.rules.Store(rbac.New(c.RBAC))
+	s.asks.Store(extauthz.NewRules(c.Ask))
 	tokens, err := jwt.NewVerifier(c.JWT, s.cfg.Now)
 	if err != nil {
 		s.cfg.Logger.Error("keys of tokens can not be read, and accept none", "chain", c.StatPrefix, "error", err)

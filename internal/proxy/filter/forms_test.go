@@ -244,7 +244,7 @@ func TestBothFormsOfAStreamAreTheSame(t *testing.T) {
 					warm.Match.Path = plan.PathMatch{Kind: plan.PathExact, Value: "/warm"}
 					b.config = func(c *Config) { c.Random = func() uint64 { return 1 } }
 					b.start(warm, &r)
-					b.server.chain.waits = blocking
+					b.server.chain.waits = []func() bool{func() bool { return blocking }}
 					b.server.chain.filters = append(b.server.chain.filters, Filter{Request: func(x *exchange.Exchange) {
 						if string(x.Request.Path) == "/panic" {
 							panic("test")

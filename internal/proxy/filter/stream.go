@@ -30,7 +30,7 @@ func (s *Server) serveHTTP2(ctx context.Context, c net.Conn, first []byte, info 
 	conn := http2.NewServer(http2.Config{
 		Conn:            c,
 		First:           first,
-		Handler:         k.handler(),
+		Handler:         k,
 		ExtendedConnect: true,
 		Budget:          s.cfg.Budget,
 		FrameTimeout:    s.cfg.HeaderTimeout,
@@ -44,18 +44,14 @@ func (s *Server) serveHTTP2(ctx context.Context, c net.Conn, first []byte, info 
 	return conn.Run(ctx)
 }
 
-// handler says who hears of streams that begin. Where filters may wait, each stream
-// has a goroutine; else the router forwards it without, as long as nothing has to be
-// waited for.
-func (k *session) handler() http2.StreamHandler {
-	if k.s.chain.waits {
-		return http2.Blocking(k.serve)
-	}
-	return k
-}
-
-// OnHeaders implements http2.StreamHandler.
+// OnHeaders implements http2.StreamHandler. While filters may wait, each stream has a
+// goroutine; else the router forwards it without, as long as nothing has to be waited
+// for.
 func (k *session) OnHeaders(b *http2.Batch, s *http2.Stream, h *http2.Head, end bool) {
+	if k.s.chain.mayWait() {
+		http2.Blocking(k.serve).OnHeaders(b, s, h, end)
+		return
+	}
 	h.Keep()
 	f, _ := k.s.relays.Get().(*router.Relay)
 	if f == nil {

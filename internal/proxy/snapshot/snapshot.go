@@ -292,7 +292,7 @@ func withoutPolicy(p *plan.FilterChain) *plan.FilterChain {
 		return p
 	}
 	c, h := *p, *p.HTTP
-	h.RBAC, h.JWT = nil, nil
+	h.RBAC, h.JWT, h.Ask = nil, nil, nil
 	c.HTTP = &h
 	return &c
 }
