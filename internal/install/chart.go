@@ -17,7 +17,7 @@ import (
 )
 
 // Chart is a Helm chart without subcharts: values, and templates of manifests.
-// Rendering follows Helm's rules; a test compares it with Helm's own engine.
+// Rendering follows Helm's rules, as far as our own charts need them.
 type Chart struct {
 	meta   map[string]any
 	values map[string]any

@@ -184,6 +184,8 @@ var meshConfig = sync.OnceValue(func() *Kind {
 			"extensionProviders[].envoyExtAuthzHttp.includeAdditionalHeadersInCheck", "extensionProviders[].envoyExtAuthzHttp.headersToUpstreamOnAllow",
 			"extensionProviders[].envoyExtAuthzHttp.headersToDownstreamOnDeny", "extensionProviders[].envoyExtAuthzHttp.headersToDownstreamOnAllow",
 			"extensionProviders[].envoyExtAuthzHttp.clearRouteCache",
+			// The injector's.
+			"enablePrometheusMerge", "defaultConfig.holdApplicationUntilProxyStarts", "defaultConfig.proxyMetadata",
 			"defaultConfig.gatewayTopology.proxyProtocol", "defaultServiceExportTo", "defaultVirtualServiceExportTo", "defaultDestinationRuleExportTo",
 		},
 		Quiet: []Quiet{
