@@ -188,7 +188,8 @@ func newUninstall(s Streams) *cobra.Command {
 	c := &cobra.Command{
 		Use: "uninstall", GroupID: "cluster", Short: "Remove the mesh from a Kubernetes cluster", Args: cobra.NoArgs,
 		Long: "Removes one control plane with its gateways, or with --purge everything: all revisions, and the\n" +
-			"CRDs with all configuration in them. Pods that have a proxy keep it until they are restarted.",
+			"CRDs with all configuration in them, the authority's key, and namespaces that heddle install made,\n" +
+			"with all in them. Pods that have a proxy keep it until they are restarted.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if revision == "" && !purge {
 				return errors.New("say which control plane with --revision, or --purge for everything")

@@ -242,26 +242,68 @@ func (i *Installer) prune(ctx context.Context, revision string, kept []Object) (
 	return n, nil
 }
 
-// Uninstall removes the installation of a revision, or everything with purge:
-// CRDs with all configuration, the authority's key, and the namespaces that an
-// installation made stay only without it. Webhooks go first, so that none is
-// asked that nobody answers.
+// Uninstall lists what the removal of a revision's installation, or of everything
+// with purge, takes away: with purge the CRDs with all configuration, what control
+// planes have written, the authority's key with it, and the namespaces that
+// installations made. Webhooks go first, so that none is asked that nobody
+// answers; what control planes write goes after their right to write it again.
 func (i *Installer) Uninstall(ctx context.Context, revision string, purge bool) ([]Object, error) {
 	if purge {
 		revision = ""
 	}
 	found, err := i.find(ctx, revision)
+	if err != nil || !purge {
+		return found, err
+	}
+	written, err := i.written(ctx, found)
 	if err != nil {
 		return nil, err
 	}
-	if purge {
-		crds, err := i.Cluster.List(ctx, "apiextensions.k8s.io/v1", "CustomResourceDefinition", "", ownerLabel+"=heddle")
+	found = append(found, written...)
+	for _, k := range []struct{ apiVersion, kind string }{{"apiextensions.k8s.io/v1", "CustomResourceDefinition"}, {"v1", "Namespace"}} {
+		list, err := i.Cluster.List(ctx, k.apiVersion, k.kind, "", ownerLabel+"=heddle")
 		if err != nil {
 			return nil, err
 		}
-		found = append(found, crds...)
+		found = append(found, list...)
 	}
 	return found, nil
+}
+
+// written lists what the control planes among objects have written while they ran.
+func (i *Installer) written(ctx context.Context, objects []Object) ([]Object, error) {
+	var out []Object
+	var seen []string
+	for _, o := range objects {
+		ns := o.Namespace()
+		if o.Kind() != "Deployment" || o.Labels()[componentLabel] != Pilot || slices.Contains(seen, ns) {
+			continue
+		}
+		seen = append(seen, ns)
+		leases, err := i.Cluster.List(ctx, "coordination.k8s.io/v1", "Lease", ns, "")
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range leases {
+			if n := l.Name(); n == "istio-status-leader" || n == "istio-namespace-controller-election" || strings.HasPrefix(n, "istio-webhook-registration-") {
+				out = append(out, l)
+			}
+		}
+		key, err := i.Cluster.Get(ctx, "v1", "Secret", ns, "istio-ca-secret")
+		if err == nil {
+			out = append(out, key)
+		} else if !IsNotFound(err) {
+			return nil, err
+		}
+	}
+	if len(seen) == 0 {
+		return nil, nil
+	}
+	roots, err := i.Cluster.List(ctx, "v1", "ConfigMap", "", "istio.io/config=true")
+	if err != nil {
+		return nil, err
+	}
+	return append(out, slices.DeleteFunc(roots, func(o Object) bool { return o.Name() != "istio-ca-root-cert" })...), nil
 }
 
 // Remove deletes objects, in their order.
