@@ -168,7 +168,9 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if n := len(parts); r.Method == http.MethodGet && (parts[0] == "api" && n == 2 || parts[0] == "apis" && n == 3) {
 		list := []map[string]any{}
-		for _, k := range append(slices.Clone(owned), struct{ apiVersion, kind string }{"v1", "Namespace"}, struct{ apiVersion, kind string }{"apiextensions.k8s.io/v1", "CustomResourceDefinition"}) {
+		for _, k := range append(slices.Clone(owned), []struct{ apiVersion, kind string }{
+			{"v1", "Namespace"}, {"v1", "Secret"}, {"coordination.k8s.io/v1", "Lease"}, {"apiextensions.k8s.io/v1", "CustomResourceDefinition"},
+		}...) {
 			if root(k.apiVersion) == "/"+strings.Join(parts, "/") {
 				cluster := strings.HasPrefix(k.kind, "Cluster") || strings.HasSuffix(k.kind, "Configuration") || k.kind == "Namespace" || k.kind == "CustomResourceDefinition"
 				list = append(list, map[string]any{"kind": k.kind, "name": strings.ToLower(k.kind) + "s", "namespaced": !cluster})
@@ -199,7 +201,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			answer(o)
 			return
 		}
-		if r.URL.Query().Has("labelSelector") {
+		if selector := r.URL.Query().Get("labelSelector"); selector != "" || parts[len(parts)-1] == "leases" {
 			items := []Object{}
 			for _, p := range slices.Sorted(maps.Keys(s.objects)) {
 				o := s.objects[p]
@@ -207,7 +209,7 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 					continue
 				}
 				fits := true
-				for want := range strings.SplitSeq(r.URL.Query().Get("labelSelector"), ",") {
+				for _, want := range strings.FieldsFunc(selector, func(r rune) bool { return r == ',' }) {
 					k, v, exact := strings.Cut(want, "=")
 					got, has := o.Labels()[k]
 					fits = fits && has && (!exact || got == v)
@@ -279,10 +281,27 @@ func TestInstallationReplacesTheOneBefore(t *testing.T) {
 	if faults, n, err := i.Verify(t.Context(), "canary"); err != nil || n == 0 || len(faults) == 0 || !strings.Contains(faults[0], "no certificate authority yet") {
 		t.Errorf("%v, %d objects, %v", faults, n, err)
 	}
+	written := map[string]string{ // by control planes, while they run
+		"lease": "istio-status-leader", "secret": "istio-ca-secret", "configmap": "istio-ca-root-cert", "namespace": "istio-system",
+	}
+	for _, text := range []string{
+		"apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata: {name: istio-status-leader, namespace: istio-system}\n",
+		"apiVersion: coordination.k8s.io/v1\nkind: Lease\nmetadata: {name: mine, namespace: istio-system}\n",
+		"apiVersion: v1\nkind: Secret\nmetadata: {name: istio-ca-secret, namespace: istio-system}\n",
+		"apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio-ca-root-cert, namespace: default, labels: {istio.io/config: 'true'}}\n",
+	} {
+		objects, err := ReadObjects([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := to.Apply(t.Context(), objects[0], false); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, c := range []struct {
 		revision string
 		purge    bool
-		left     bool // the CRDs
+		left     bool // the CRDs, and what control planes have written
 	}{{"canary", false, true}, {"", true, false}} {
 		found, err := i.Uninstall(t.Context(), c.revision, c.purge)
 		if err != nil || len(found) == 0 {
@@ -293,6 +312,14 @@ func TestInstallationReplacesTheOneBefore(t *testing.T) {
 		}
 		if has("deployment", "istiod-canary") || has("customresourcedefinition", "gateways.networking.istio.io") != c.left {
 			t.Errorf("after %+v there are %v", c, slices.Sorted(maps.Keys(api.objects)))
+		}
+		for kind, name := range written {
+			if has(kind, name) != c.left {
+				t.Errorf("after %+v: %s %s: %v", c, kind, name, has(kind, name))
+			}
+		}
+		if !has("lease", "mine") {
+			t.Errorf("after %+v: somebody else's lease is gone", c)
 		}
 	}
 }
