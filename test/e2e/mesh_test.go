@@ -48,7 +48,10 @@ func meshed(t *testing.T) *kube.Namespace {
 	return n
 }
 
-// app is one version of a server that speaks everything, with the Service.
+// app is one version of a server that speaks everything, with the Service. It goes
+// on for some seconds after it was told to end, because callers do not know at
+// once, and as in Istio a request that was answered by 503 is not sent again
+// unless a VirtualService says so.
 func app(version string) string {
 	return fmt.Sprintf(`---
 apiVersion: v1
@@ -81,6 +84,7 @@ spec:
         args: [serve, "http:8080", "h2:8081", "grpc:7070", "tcp:9090"]
         env: [{name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]
         readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
+        lifecycle: {preStop: {sleep: {seconds: 3}}}
 `, version)
 }
 
