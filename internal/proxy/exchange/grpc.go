@@ -6,6 +6,9 @@ import "strconv"
 func (r *Request) IsGRPC() bool {
 	const grpc = "application/grpc"
 	t := r.Header.Get(ContentType)
+	if string(t) == grpc {
+		return true
+	}
 	return HasPrefixFold(t, grpc) && (len(t) == len(grpc) || t[len(grpc)] == '+' || t[len(grpc)] == ';')
 }
 

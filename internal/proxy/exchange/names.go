@@ -46,6 +46,9 @@ const (
 	idEnd
 )
 
+// IDs is how many IDs there are.
+const IDs = int(idEnd)
+
 // names are the IDs' names in lower case.
 var names = [idEnd]string{
 	Connection:       "connection",
@@ -104,7 +107,9 @@ func Identify(name []byte) ID {
 		return Other
 	}
 	for _, id := range byLength[len(name)] {
-		if EqualFold(name, names[id]) {
+		// What is in lower case, as all of HTTP/2 is, needs no look at each byte.
+		known := names[id]
+		if name[0] == known[0] && string(name) == known || EqualFold(name, known) {
 			return id
 		}
 	}
