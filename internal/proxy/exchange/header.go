@@ -38,8 +38,13 @@ func (h *Header) SetRaw(raw []byte) {
 // AddRaw adds the field whose line is raw[start:end].
 func (h *Header) AddRaw(name, value []byte, start, end int) ID {
 	id := Identify(name)
-	h.append(Field{Name: name, Value: value, ID: id, start: uint32(start), end: uint32(end)})
+	h.AddIdentified(id, name, value, start, end)
 	return id
+}
+
+// AddIdentified is AddRaw for a name that was identified before.
+func (h *Header) AddIdentified(id ID, name, value []byte, start, end int) {
+	h.append(Field{Name: name, Value: value, ID: id, start: uint32(start), end: uint32(end)})
 }
 
 func (h *Header) append(f Field) {

@@ -29,10 +29,12 @@ func checkField(name, value []byte) string {
 		}
 	}
 	if !syntax.ValidValue(value) {
-		return "bad field value"
+		return badValue
 	}
 	return ""
 }
+
+const badValue = "bad field value"
 
 // checkPath says what is wrong with a :path, or "".
 func checkPath(p []byte, options bool) string {

@@ -47,6 +47,12 @@ func (d *decoder) decode(h *Head, block []byte) bool {
 			if !ok {
 				return false
 			}
+			var is *trait
+			if e != nil {
+				is = &e.trait
+			} else {
+				is = &staticTraits[i-1]
+			}
 			began = true
 			fields++
 			list += entryOverhead + len(name) + len(value)
@@ -57,18 +63,17 @@ func (d *decoder) decode(h *Head, block []byte) bool {
 				h.over = true
 				continue
 			}
+			h.begin(false)
 			if e != nil {
-				h.begin(false)
 				h.text.b = append(h.text.b, d.tab.nameOf(e)...)
 				h.middle()
 				h.text.b = append(h.text.b, d.tab.valueOf(e)...)
 			} else {
-				h.begin(false)
 				h.text.b = append(h.text.b, name...)
 				h.middle()
 				h.text.b = append(h.text.b, value...)
 			}
-			h.end()
+			h.end(is)
 		case b&0xe0 == 0x20: // table size
 			n, rest, ok := readInt(block, 5)
 			if !ok || began || n > maxTable {
@@ -92,6 +97,7 @@ func (d *decoder) decode(h *Head, block []byte) bool {
 			block = rest
 			began = true
 			h.begin(b&0xf0 == 0x10)
+			var is trait
 			if i > 0 {
 				name, _, e, ok := d.at(i)
 				if !ok {
@@ -99,9 +105,12 @@ func (d *decoder) decode(h *Head, block []byte) bool {
 				}
 				if e != nil {
 					h.text.b = append(h.text.b, d.tab.nameOf(e)...)
+					is = e.trait
 				} else {
 					h.text.b = append(h.text.b, name...)
+					is = staticTraits[i-1]
 				}
+				is.valid = false
 			} else if block, ok = readString(&h.text, block); !ok {
 				return false
 			}
@@ -111,7 +120,8 @@ func (d *decoder) decode(h *Head, block []byte) bool {
 			}
 			n, v := h.pending()
 			if indexing {
-				d.insert(n, v)
+				is = traitOf(n, v)
+				d.insert(n, v, is)
 			}
 			fields++
 			list += entryOverhead + len(n) + len(v)
@@ -122,7 +132,7 @@ func (d *decoder) decode(h *Head, block []byte) bool {
 				h.drop()
 				continue
 			}
-			h.end()
+			h.end(&is)
 		}
 	}
 	return true
@@ -145,13 +155,13 @@ func (d *decoder) at(i uint32) (name, value string, e *entry, ok bool) {
 
 // insert adds to the dynamic table. A field that is larger than the table empties
 // it. Source: RFC 7541 section 4.4.
-func (d *decoder) insert(name, value []byte) {
+func (d *decoder) insert(name, value []byte, is trait) {
 	size := uint32(len(name) + len(value) + entryOverhead)
 	for d.tab.live > 0 && d.tab.size+size > d.tab.max {
 		d.tab.evict()
 	}
 	if size <= d.tab.max {
-		d.tab.add(name, value)
+		d.tab.add(name, value, is)
 	}
 }
 

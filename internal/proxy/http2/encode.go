@@ -21,12 +21,24 @@ type encoder struct {
 	names index
 	seed  maphash.Seed
 	seen  [256]uint32 // hashes of fields lately sent
-	lower []byte
+	// recent holds, for each name that has a slot, the number of the entry that was
+	// referred to last, plus 1. Most fields repeat, and are found there unhashed.
+	recent [slots]uint32
+	lower  []byte
 
 	// update is true if the peer must be told the table's size, and emptied if that
 	// was smaller meanwhile.
 	update, emptied bool
 }
+
+// slot stands for a name: an exchange.ID, or one of these. 0 is every other name.
+type slot uint8
+
+const (
+	slotPath = slot(exchange.IDs) + iota
+	slotAuthority
+	slots
+)
 
 func (e *encoder) init() {
 	e.tab.max = maxTable
@@ -95,12 +107,21 @@ func (e *encoder) begin(b []byte) []byte {
 }
 
 // field appends a field whose name is in lower case.
-func (e *encoder) field(b, name, value []byte, secret bool) []byte {
+func (e *encoder) field(b []byte, is slot, name, value []byte, secret bool) []byte {
+	byName := uint64(is) * 0x9e3779b97f4a7c15
+	if is == 0 {
+		byName = maphash.Bytes(e.seed, name)
+	}
 	if secret {
-		b = e.appendName(b, 0x10, 4, name, uint32(maphash.Bytes(e.seed, name)))
+		b = e.appendName(b, 0x10, 4, name, uint32(byName))
 		return appendString(b, value)
 	}
-	byName := maphash.Bytes(e.seed, name)
+	if is != 0 {
+		number := e.recent[is] - 1
+		if age := e.tab.added - number; age <= e.tab.live && bytes.Equal(e.tab.valueOf(e.tab.entry(number)), value) {
+			return appendInt(b, 0x80, 7, uint32(len(static))+age)
+		}
+	}
 	nameHash := uint32(byName)
 	hash := uint32((maphash.Bytes(e.seed, value) ^ byName>>32 ^ byName<<32) * 0x9e3779b97f4a7c15 >> 32)
 	for at := e.pairs.heads[hash%maxEntries]; at != 0; at = e.pairs.next[at-1] {
@@ -109,7 +130,9 @@ func (e *encoder) field(b, name, value []byte, secret bool) []byte {
 		}
 		ent := &e.tab.ents[at-1]
 		if bytes.Equal(e.tab.valueOf(ent), value) && bytes.Equal(e.tab.nameOf(ent), name) {
-			return appendInt(b, 0x80, 7, e.position(at-1))
+			at := e.position(at - 1)
+			e.recent[is] = e.tab.added - (at - uint32(len(static))) + 1
+			return appendInt(b, 0x80, 7, at)
 		}
 	}
 	size := uint32(len(name) + len(value) + entryOverhead)
@@ -123,7 +146,8 @@ func (e *encoder) field(b, name, value []byte, secret bool) []byte {
 	e.makeRoom(size)
 	e.pairs.add(e.tab.added, hash)
 	e.names.add(e.tab.added, nameHash)
-	e.tab.add(name, value)
+	e.tab.add(name, value, trait{})
+	e.recent[is] = e.tab.added
 	return b
 }
 
@@ -195,7 +219,7 @@ func (e *encoder) head(b []byte, h *Head) []byte {
 			continue
 		}
 		name := e.lowerCase(f.Name)
-		b = e.field(b, name, f.Value, h.isNever(i) || secret(f.ID, name))
+		b = e.field(b, slot(f.ID), name, f.Value, h.isNever(i) || secret(f.ID, name))
 	}
 	return b
 }
@@ -207,7 +231,7 @@ func (e *encoder) request(b []byte, h *Head) []byte {
 	case "POST":
 		b = append(b, 0x80|staticPOST)
 	default:
-		b = e.field(b, []byte(":method"), h.Method, false)
+		b = e.field(b, 0, []byte(":method"), h.Method, false)
 	}
 	if len(h.Scheme) > 0 {
 		switch string(h.Scheme) {
@@ -216,19 +240,19 @@ func (e *encoder) request(b []byte, h *Head) []byte {
 		case "https":
 			b = append(b, 0x80|staticHTTPS)
 		default:
-			b = e.field(b, []byte(":scheme"), h.Scheme, false)
+			b = e.field(b, 0, []byte(":scheme"), h.Scheme, false)
 		}
 	}
 	if len(h.Path) == 1 && h.Path[0] == '/' {
 		b = append(b, 0x80|staticPath)
 	} else if len(h.Path) > 0 {
-		b = e.field(b, []byte(":path"), h.Path, false)
+		b = e.field(b, slotPath, []byte(":path"), h.Path, false)
 	}
 	if len(h.Authority) > 0 {
-		b = e.field(b, []byte(":authority"), h.Authority, false)
+		b = e.field(b, slotAuthority, []byte(":authority"), h.Authority, false)
 	}
 	if len(h.Protocol) > 0 {
-		b = e.field(b, []byte(":protocol"), h.Protocol, false)
+		b = e.field(b, 0, []byte(":protocol"), h.Protocol, false)
 	}
 	return b
 }

@@ -38,6 +38,7 @@ type Head struct {
 type span struct {
 	name, mid, end uint32 // the value begins 2 behind mid, and the line ends 2 behind end
 	never          bool
+	trait
 }
 
 var heads = sync.Pool{New: func() any { return new(Head) }}
@@ -75,7 +76,8 @@ func (h *Head) isNever(i int) bool {
 	return i < maxFieldsEver && h.never[i/64]&(1<<(i%64)) != 0
 }
 
-// begin begins a field, middle follows its name, and end its value.
+// begin begins a field, middle follows its name, and end its value, with what is known
+// of it.
 func (h *Head) begin(never bool) {
 	h.spans = append(h.spans, span{name: uint32(len(h.text.b)), never: never})
 }
@@ -85,11 +87,17 @@ func (h *Head) middle() {
 	h.text.b = append(h.text.b, ": "...)
 }
 
-func (h *Head) end() {
-	name, value := h.pending()
-	h.spans[len(h.spans)-1].end = uint32(len(h.text.b))
-	if h.bad == "" {
-		h.bad = checkField(name, value)
+func (h *Head) end(is *trait) {
+	s := &h.spans[len(h.spans)-1]
+	s.end, s.trait = uint32(len(h.text.b)), *is
+	switch {
+	case is.valid || h.bad != "":
+	case is.named:
+		if !syntax.ValidValue(h.text.b[s.mid+2:]) {
+			h.bad = badValue
+		}
+	default:
+		h.bad = checkField(h.pending())
 	}
 	h.text.b = append(h.text.b, "\r\n"...)
 }
@@ -142,7 +150,11 @@ func (h *Head) finish(kind headKind) {
 				return
 			}
 			value := syntax.Trim(text[s.mid+2 : s.end : s.end])
-			id := h.own.AddRaw(name, value, int(s.name-base), int(s.end+2-base))
+			if !s.named {
+				s.id = exchange.Identify(name)
+			}
+			id := s.id
+			h.own.AddIdentified(id, name, value, int(s.name-base), int(s.end+2-base))
 			if s.never {
 				h.never[n/64] |= 1 << (n % 64)
 			}

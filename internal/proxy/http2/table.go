@@ -1,5 +1,7 @@
 package http2
 
+import "github.com/heddle-mesh/heddle/internal/proxy/exchange"
+
 // maxTable is the size of dynamic tables, ours and what we use of a peer's. Source:
 // RFC 9113 section 6.5.2, the initial value.
 const maxTable = 4096
@@ -15,6 +17,24 @@ const (
 type entry struct {
 	at          uint32 // where the name begins; the value follows it
 	name, value uint16 // lengths: an entry is smaller than the table
+	trait
+}
+
+// trait is what is known of a field beside its bytes. An entry of a table keeps it for
+// all the times that the entry is referred to.
+type trait struct {
+	id exchange.ID // of the name, if named
+	// named says that name and id were found, and that the name is right; valid, that
+	// the value is.
+	named, valid bool
+}
+
+// traitOf looks at a field.
+func traitOf(name, value []byte) trait {
+	if checkField(name, value) != "" {
+		return trait{} // to be looked at, and refused, each time
+	}
+	return trait{exchange.Identify(name), true, true}
 }
 
 func (e *entry) size() uint32 { return uint32(e.name) + uint32(e.value) + entryOverhead }
@@ -48,13 +68,13 @@ func (t *table) evict() {
 }
 
 // add adds an entry, for which there is room: the caller evicted what had to go.
-func (t *table) add(name, value []byte) {
+func (t *table) add(name, value []byte, is trait) {
 	n := len(name) + len(value)
 	if len(t.mem)+n > cap(t.mem) {
 		t.compact(n)
 	}
 	e := t.entry(t.added)
-	*e = entry{at: uint32(len(t.mem)), name: uint16(len(name)), value: uint16(len(value))}
+	*e = entry{at: uint32(len(t.mem)), name: uint16(len(name)), value: uint16(len(value)), trait: is}
 	t.mem = append(append(t.mem, name...), value...)
 	t.size += e.size()
 	t.added++
@@ -148,6 +168,14 @@ var static = [...]field{
 	{"via", ""},
 	{"www-authenticate", ""},
 }
+
+// staticTraits are those of the static table's fields.
+var staticTraits = func() (t [len(static)]trait) {
+	for i, f := range static {
+		t[i] = traitOf([]byte(f.name), []byte(f.value))
+	}
+	return t
+}()
 
 // Indexes of the static table that are written without looking.
 const (
