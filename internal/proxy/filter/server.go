@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/heddle-mesh/heddle/internal/life"
 	"github.com/heddle-mesh/heddle/internal/proxy/exchange"
 	"github.com/heddle-mesh/heddle/internal/proxy/http1"
 	"github.com/heddle-mesh/heddle/internal/proxy/socket"
@@ -30,7 +31,9 @@ func (s *Server) Serve(ctx context.Context, c net.Conn, info *exchange.Conn) err
 		}
 		return s.serveHTTP2(ctx, c, first, info)
 	}
-	d := s.open(ctx, c, info)
+	// The goroutine that waits does nothing else: see serveSocket.
+	var d *downstream
+	life.Apart(func() { d = s.open(ctx, c, info) })
 	var err error
 	if d.busy.sock != nil {
 		err = d.serveSocket()
