@@ -57,7 +57,7 @@ func (k *session) OnHeaders(b *http2.Batch, s *http2.Stream, h *http2.Head, end 
 	if f == nil {
 		f = k.s.chain.router.NewRelay()
 	}
-	f.Start(b, k, k.exchange(h, end), s, h, end, k.s.chain.request)
+	f.Start(b, k, k.exchange(h, end, b.Now()), s, h, end, k.s.chain.request)
 }
 
 // OnData implements http2.StreamHandler: relays hear what follows the head.
@@ -97,10 +97,10 @@ func (k *session) Wait(f *router.Relay, x *exchange.Exchange, seen int, p *http2
 
 // exchange begins an exchange with a request's head. What is wrong with it is
 // answered.
-func (k *session) exchange(h *http2.Head, end bool) *exchange.Exchange {
+func (k *session) exchange(h *http2.Head, end bool, start time.Time) *exchange.Exchange {
 	x := exchange.Get()
 	x.Conn, x.Context = k.info, k.context
-	x.Start = k.s.cfg.Now()
+	x.Start = start
 	x.Request.Scheme = scheme(k.info)
 	if details := http2.ReadRequest(x, h, end); details != "" {
 		x.Fail(exchange.ClientProtocolError, 400, "", details)
@@ -110,7 +110,7 @@ func (k *session) exchange(h *http2.Head, end bool) *exchange.Exchange {
 
 // serve handles a stream where filters may wait.
 func (k *session) serve(p *http2.Pipe) {
-	x := k.exchange(p.Request, p.Bare)
+	x := k.exchange(p.Request, p.Bare, k.s.cfg.Now())
 	k.stream(p, x, func() {
 		if x.Response.Status == 0 {
 			k.s.chain.run(x)

@@ -31,7 +31,11 @@ func (b *Batch) Flush() {
 	b.time = time.Time{}
 }
 
-// now returns the time, which is asked for once in a batch.
+// Now returns the time, which is asked for once in a batch. Of what a connection's
+// reader handles, it is when it came.
+func (b *Batch) Now() time.Time { return b.now() }
+
+// now is Now; without a batch it is the time itself.
 func (b *Batch) now() time.Time {
 	if b == nil {
 		return time.Now()

@@ -340,6 +340,7 @@ func (f *Relay) complete(b *http2.Batch) {
 // finish ends the exchange.
 func (f *Relay) finish(b *http2.Batch) {
 	f.client.Release(b)
+	f.X.End = b.Now()
 	f.owner.Observe(f.X)
 	exchange.Put(f.X)
 	f.reset()
@@ -413,7 +414,7 @@ func (d *downSide) OnData(b *http2.Batch, s *http2.Stream, data []byte, end bool
 	default:
 		s.Consume(b, len(data)-held)
 		if end {
-			f.uploaded(f.router.cfg.Now())
+			f.uploaded(b.Now())
 		}
 	}
 }
@@ -431,7 +432,7 @@ func (d *downSide) OnTrailers(b *http2.Batch, s *http2.Stream, h *http2.Head) {
 		f.ended, f.trailers = true, true
 		if f.server != nil {
 			f.server.SendHead(b, h, true)
-			f.uploaded(f.router.cfg.Now())
+			f.uploaded(b.Now())
 		}
 	}
 }
@@ -521,7 +522,7 @@ func (u *upSide) OnHeaders(b *http2.Batch, s *http2.Stream, h *http2.Head, end b
 		}
 		x.Flags |= exchange.RetriesExhausted
 	}
-	accept(x, f.router.cfg.Now())
+	accept(x, b.Now())
 	f.shared.Endpoint.Observe(upstream.Answered, health(r), x.Upstream.FirstByte.Sub(x.Start))
 	f.started, f.tryAt = true, time.Time{}
 	f.owner.Respond(x, f.seen)
