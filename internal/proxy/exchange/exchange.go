@@ -63,9 +63,9 @@ type Conn struct {
 	// PeerHash is the hex SHA-256 of the client's certificate and PeerSubject its
 	// subject, for x-forwarded-client-cert.
 	PeerHash, PeerSubject string
-	// Peer describes the client, once known: from the metadata exchange of a TCP
-	// connection. HTTP clients tell per request; see Exchange.Peer.
-	Peer telemetry.Workload
+	// Peer describes the client, nil unless it is known from the metadata exchange of a
+	// TCP connection. HTTP clients tell per request; see Exchange.Peer.
+	Peer *telemetry.Workload
 
 	PeerMemo PeerMemo
 	Handles  Handles

@@ -24,14 +24,15 @@ type Body struct {
 	err     error
 }
 
-// Body begins the body of the message. It returns nil if there is none.
+// Body begins the body of the message. It returns nil if there is none. It is valid
+// until Finish or Release.
 func (rd *Reader) Body(kind exchange.Framing, length int64) *Body {
-	rd.body = Body{rd: rd, kind: kind, left: length}
 	if kind == exchange.NoBody {
 		return nil
 	}
-	rd.body.done = kind == exchange.Length && length == 0
-	return &rd.body
+	b := &rd.buf.body
+	*b = Body{rd: rd, kind: kind, left: length, done: kind == exchange.Length && length == 0}
+	return b
 }
 
 // Raw implements exchange.Body.

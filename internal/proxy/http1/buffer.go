@@ -10,11 +10,14 @@ const (
 )
 
 // buffer is pooled memory. There is no third size.
-type buffer struct{ b []byte }
+type buffer struct {
+	b    []byte
+	body Body // of the message whose head is in b
+}
 
 var (
-	smallPool = sync.Pool{New: func() any { return &buffer{make([]byte, smallBuffer)} }}
-	largePool = sync.Pool{New: func() any { return &buffer{make([]byte, largeBuffer)} }}
+	smallPool = sync.Pool{New: func() any { return &buffer{b: make([]byte, smallBuffer)} }}
+	largePool = sync.Pool{New: func() any { return &buffer{b: make([]byte, largeBuffer)} }}
 )
 
 func getSmall() *buffer { return smallPool.Get().(*buffer) }

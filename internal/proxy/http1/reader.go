@@ -14,7 +14,6 @@ import (
 // One goroutine at a time uses a Reader.
 type Reader struct {
 	conn net.Conn
-	body Body
 
 	buf   *buffer // where heads are; nil while idle
 	win   *buffer // where the rest of a body is, if not in buf
@@ -250,7 +249,7 @@ func (rd *Reader) fill() error {
 	switch {
 	case rd.win == nil && len(b)-rd.base < minWindow:
 		rd.window(getSmall())
-	case rd.body.passed > longBody && (rd.win == nil || len(rd.win.b) < largeBuffer):
+	case rd.buf.body.passed > longBody && (rd.win == nil || len(rd.win.b) < largeBuffer):
 		rd.window(getLarge())
 	case rd.r == rd.w:
 		rd.r, rd.w = rd.base, rd.base
@@ -283,7 +282,9 @@ func (rd *Reader) dropWindow() {
 // Finish ends a message: its head's views die, and what was read beyond it becomes
 // the beginning of the next one.
 func (rd *Reader) Finish() {
-	rd.body = Body{}
+	if rd.buf != nil {
+		rd.buf.body = Body{}
+	}
 	if rd.win == nil {
 		return
 	}

@@ -161,7 +161,8 @@ func (x *connection) forward(client end, ahead *Ahead) error {
 			return err
 		}
 		if m, err := mtls.Decode(frame); err == nil {
-			x.info.Peer = m.Workload()
+			peer := m.Workload()
+			x.info.Peer = &peer
 			x.labelClient()
 		}
 	}
@@ -291,7 +292,10 @@ func (x *connection) labelClient() {
 		return
 	}
 	x.labels.Reporter, x.labels.Security = telemetry.ReporterDestination, telemetry.NoSecurity
-	x.labels.Source, x.labels.Destination = x.info.Peer, own
+	x.labels.Destination = own
+	if x.info.Peer != nil {
+		x.labels.Source = *x.info.Peer
+	}
 	if x.info.MTLS {
 		x.labels.Security = telemetry.MutualTLS
 		x.labels.Source.Principal, x.labels.Destination.Principal = x.info.PeerID, x.info.OwnID

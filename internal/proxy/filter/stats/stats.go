@@ -6,6 +6,7 @@
 package stats
 
 import (
+	"cmp"
 	"strings"
 	"time"
 
@@ -91,9 +92,8 @@ func (o *observer) labels(x *exchange.Exchange, k *exchange.HandleKey) telemetry
 	if o.cfg.Direction == plan.Inbound {
 		l.Reporter = telemetry.ReporterDestination
 		l.Destination = own
-		l.Source = x.Conn.Peer
-		if x.Peer != nil {
-			l.Source = *x.Peer
+		if peer := cmp.Or(x.Peer, x.Conn.Peer); peer != nil {
+			l.Source = *peer
 		}
 		l.Source.Principal = x.Conn.PeerID
 		l.Security = telemetry.NoSecurity
