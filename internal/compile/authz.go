@@ -57,8 +57,8 @@ func (a access) seal(p *model.Printer) {
 
 // guard puts the rules in force on chains to the workload. All chains share them.
 func (a access) guard(chains []*plan.FilterChain) {
-	requests, tokens, asks := a.rbac(true), a.tokens(), a.asks()
-	bytes := plan.ForBytes(a.rbac(false))
+	requests, tokens, asks := a.rbac(), a.tokens(), a.asks()
+	bytes := append(unasked(asks), plan.ForBytes(requests)...)
 	for _, c := range chains {
 		if c.HTTP != nil {
 			c.HTTP.RBAC, c.HTTP.JWT, c.HTTP.Ask = requests, tokens, asks
@@ -71,9 +71,8 @@ func (a access) guard(chains []*plan.FilterChain) {
 // rbac returns the rules in the order of their evaluation: AUDIT refuses nothing, so
 // it may come first; then DENY, and ALLOW last.
 //
-// A CUSTOM policy refuses what nobody can be asked about: of bytes all, and of requests
-// those whose provider is not one of asks.
-func (a access) rbac(asked bool) []*plan.RBAC {
+// A CUSTOM policy refuses if nobody can be asked; see providerOf.
+func (a access) rbac() []*plan.RBAC {
 	var out []*plan.RBAC
 	for _, step := range []struct {
 		of security.AuthorizationPolicy_Action
@@ -89,7 +88,7 @@ func (a access) rbac(asked bool) []*plan.RBAC {
 			if p.Spec.Action != step.of {
 				continue
 			}
-			if asked && step.of == security.AuthorizationPolicy_CUSTOM && a.providers[p.Spec.GetProvider().GetName()] != nil {
+			if step.of == security.AuthorizationPolicy_CUSTOM && a.providers[p.Spec.GetProvider().GetName()] != nil {
 				continue
 			}
 			rules := a.rules(p, step.as)

@@ -99,3 +99,17 @@ func providersOf(w *model.World, policies []*model.AuthorizationPolicy) map[stri
 	}
 	return out
 }
+
+// unasked refuses bytes that rules of CUSTOM policies are about: providers are asked
+// about requests only. A rule with a condition on a request is none about bytes.
+func unasked(asks []*plan.ExtAuthz) []*plan.RBAC {
+	r := &plan.RBAC{Action: plan.Allow, Enforced: true}
+	for _, e := range asks {
+		r.Rules = append(r.Rules, e.Rules...)
+	}
+	r = plan.ForBytes([]*plan.RBAC{r})[0] // as for ALLOW: what is about requests is left out
+	if r.Action = plan.Deny; len(r.Rules) == 0 {
+		return nil
+	}
+	return []*plan.RBAC{r}
+}
