@@ -227,10 +227,14 @@ func Eventually(t testing.TB, ask func(ctx context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
+	var err error
 	for {
-		err := ask(ctx)
-		if err == nil {
+		last := err
+		if err = ask(ctx); err == nil {
 			return
+		}
+		if ctx.Err() != nil && last != nil {
+			err = last // not that the end of time cut the question short
 		}
 		select {
 		case <-ctx.Done():
