@@ -17,8 +17,9 @@ import (
 const (
 	attackers = 64
 	// mayHold is what an attacker's connection may make the proxy keep: buffers of
-	// both sides and the largest head.
-	mayHold = 256 << 10
+	// both sides and the largest head; and what the attacker, of this process, too,
+	// writes from.
+	mayHold = 384 << 10
 )
 
 // attacks are what a client may do to a connection. Each writes as much as it can,
