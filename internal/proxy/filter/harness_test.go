@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,7 +27,16 @@ import (
 	"github.com/heddle-mesh/heddle/internal/telemetry"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if app := os.Getenv(smallProxy); app != "" {
+		if err := runSmallProxy(app); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // bed is a client, a proxy and servers on a network in memory. Its time is
 // virtual.
