@@ -40,6 +40,7 @@ func (u *upload) run(to hop, body exchange.Body, done chan<- struct{}) {
 		p, err := body.Next()
 		if err != nil {
 			if errors.Is(err, io.EOF) {
+				u.call.x.Uploading.Store(false) // before the answer to the end
 				u.call.sendCopies(nil, true)
 				if to.end() != nil {
 					return
