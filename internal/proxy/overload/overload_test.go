@@ -75,3 +75,10 @@ func TestTheRuntimeIsAsked(t *testing.T) {
 		t.Error("gone")
 	}
 }
+
+func BenchmarkLook(b *testing.B) {
+	g := New(Config{Limit: 1 << 40, Metrics: telemetry.NewRegistry()})
+	for b.Loop() {
+		g.look()
+	}
+}
