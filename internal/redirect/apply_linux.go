@@ -365,7 +365,9 @@ func setPassthroughAddress(message netlink.HeaderType) error {
 	_, addr := PassthroughSources()
 	var b bytes.Buffer
 	// struct ifaddrmsg of linux/if_addr.h: family, prefix length, flags, scope, index.
-	b.Write([]byte{unix.AF_INET6, 128, 0, 0})
+	// Without NODAD the address is tentative for a moment, on this interface too, and
+	// nobody can bind to it.
+	b.Write([]byte{unix.AF_INET6, 128, unix.IFA_F_NODAD, 0})
 	b.Write(binaryutil.NativeEndian.PutUint32(uint32(lo.Index)))
 	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
 		{Type: unix.IFA_LOCAL, Data: addr.AsSlice()},
