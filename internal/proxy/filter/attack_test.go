@@ -2,7 +2,6 @@ package filter
 
 import (
 	"bytes"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -17,62 +16,40 @@ import (
 const (
 	attackers = 64
 	// mayHold is what an attacker's connection may make the proxy keep: buffers of
-	// both sides and the largest head; and what the attacker, of this process, too,
-	// writes from.
-	mayHold = 384 << 10
+	// both sides and the largest head.
+	mayHold = 256 << 10
 )
 
-// attacks are what a client may do to a connection. Each writes as much as it can,
-// and returns when the proxy has cut it off or nothing more is taken.
-var attacks = map[string]func(c net.Conn){
-	"heads that never end": func(c net.Conn) {
-		io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n")
-		repeat(c, "X-Y: z\r\n", 1<<20)
-	},
-	"a line that never ends": func(c net.Conn) {
-		io.WriteString(c, "GET /")
-		repeat(c, "aaaaaaaa", 1<<20)
-	},
-	"a header that never ends": func(c net.Conn) {
-		io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\nX: ")
-		repeat(c, "aaaaaaaa", 1<<20)
-	},
-	"a chunk extension that never ends": func(c net.Conn) {
-		io.WriteString(c, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;")
-		repeat(c, "aaaaaaaa", 1<<20)
-	},
-	"trailers that never end": func(c net.Conn) {
-		io.WriteString(c, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
-		repeat(c, "X-Y: z\r\n", 1<<20)
-	},
-	"chunks of one byte": func(c net.Conn) {
-		io.WriteString(c, "POST /swallow HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
-		repeat(c, "1\r\nx\r\n", 1<<18)
-	},
-	"requests whose answers are not read": func(c net.Conn) {
-		repeat(c, "GET /large HTTP/1.1\r\nHost: a\r\n\r\n", 1<<16)
-	},
-	"bodies of which nobody wants anything": func(c net.Conn) {
-		for range 64 {
-			if _, err := fmt.Fprintf(c, "POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s", 1<<40, strings.Repeat("x", 64<<10)); err != nil {
-				return
-			}
-		}
-	},
-	"empty lines": func(c net.Conn) { repeat(c, "\r\n", 1<<20) },
-	"noise":       func(c net.Conn) { repeat(c, "GET\x00\xff\r\r\n\n", 1<<20) },
-	"connections that say nothing": func(c net.Conn) {
-		io.WriteString(c, "G")
-	},
+// attack is what a client may do to a connection: it says first, and then the same as
+// often as it is let, up to times.
+type attack struct {
+	first, then string
+	times       int
 }
 
-// repeat writes s up to n times, with many in one call.
-func repeat(c net.Conn, s string, n int) {
-	block := bytes.Repeat([]byte(s), min(n, 1+(32<<10)/len(s)))
-	for ; n > 0; n -= len(block) / len(s) {
-		if _, err := c.Write(block); err != nil {
-			return
-		}
+const chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+var attacks = map[string]attack{
+	"heads that never end":                {"GET / HTTP/1.1\r\nHost: a\r\n", "X-Y: z\r\n", 1 << 20},
+	"a line that never ends":              {"GET /", "aaaaaaaa", 1 << 20},
+	"a header that never ends":            {"GET / HTTP/1.1\r\nHost: a\r\nX: ", "aaaaaaaa", 1 << 20},
+	"a chunk extension that never ends":   {chunked + "1;", "aaaaaaaa", 1 << 20},
+	"trailers that never end":             {chunked + "0\r\n", "X-Y: z\r\n", 1 << 20},
+	"chunks of one byte":                  {"POST /swallow HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n", 1 << 18},
+	"requests whose answers are not read": {"", "GET /large HTTP/1.1\r\nHost: a\r\n\r\n", 1 << 16},
+	"bodies of which nobody wants anything": {"",
+		"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 1099511627776\r\n\r\n" + strings.Repeat("x", 64<<10), 64},
+	"empty lines":                  {"", "\r\n", 1 << 20},
+	"noise":                        {"", "GET\x00\xff\r\r\n\n", 1 << 20},
+	"connections that say nothing": {"G", "", 0},
+}
+
+// run writes until the proxy has cut c off or nothing more is taken. block is some of
+// what is repeated, and how often it is in there.
+func (a attack) run(c net.Conn, block []byte, in int) {
+	_, err := io.WriteString(c, a.first)
+	for n := a.times; n > 0 && err == nil; n -= in {
+		_, err = c.Write(block)
 	}
 }
 
@@ -94,6 +71,10 @@ func TestInnocentTrafficGoesOnUnderAttack(t *testing.T) {
 					io.WriteString(w, "innocent")
 				}
 			}, upstream.Config{}, nil, nil, nil)
+			// The attackers are of this process, too: what they write from is shared, and
+			// made before.
+			in := 1 + (32<<10)/max(1, len(attack.then))
+			block := bytes.Repeat([]byte(attack.then), in)
 			before := held()
 
 			var conns []net.Conn
@@ -107,7 +88,7 @@ func TestInnocentTrafficGoesOnUnderAttack(t *testing.T) {
 				attacking.Add(1)
 				ended.Go(func() {
 					attacking.Done()
-					attack(c)
+					attack.run(c, block, in)
 				})
 			}
 			attacking.Wait()

@@ -65,6 +65,16 @@ func proxyOnSockets(t *testing.T, h http.HandlerFunc, cfg upstream.Config, edit 
 	}
 	var wg sync.WaitGroup
 	app := &http.Server{Handler: h, Protocols: bothProtocols(), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
+	// A server's connections outlive Close: it waits before it closes on a client that
+	// still sends.
+	app.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			wg.Add(1)
+		case http.StateClosed, http.StateHijacked:
+			wg.Done()
+		}
+	}
 	al := listen()
 	addr := al.Addr().(*net.TCPAddr).AddrPort()
 	if serverTLS != nil {
